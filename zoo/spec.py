@@ -1,0 +1,126 @@
+"""Manifests: the plain data with which a plugin says what it offers.
+
+Nothing here imports torch. A *target* is an import string, ``"package.module:Name"``, followed only when the thing is
+built, so listing and help stay instant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+API = 1
+"""Version of this contract. A plugin written for another number is listed as broken, with both numbers."""
+
+
+class ZooError(Exception):
+    """A mistake that the user can mend: one line that names the thing, the cause and the remedy. The CLI exits with 2."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where the weights of a pretrained tag lie.
+
+    ``source`` is ``"bundled:FOLDER"`` (inside the plugin's package), ``"local-dir:FOLDER"`` or
+    ``"hf-hub:ORG/NAME@REVISION"``. A foreign checkpoint names the importer that reads it (see `Importer`).
+    """
+
+    source: str
+    data: str = ""
+    licence: str = ""
+    importer: str = ""
+
+
+@dataclass(frozen=True)
+class Importer:
+    """How a public checkpoint becomes ours: plain data, no code.
+
+    ``config`` maps a dotted key of our model config to the key of the foreign ``config.json``; ``fixed`` sets what the
+    foreign config does not say; ``expect`` are foreign settings that must hold, or the checkpoint is refused.
+    ``keys`` maps a foreign key pattern to ours, with named fields: ``"model.layers.{n}.mlp.gate.weight"``. A pattern of
+    ours that ends in ``[{e}]`` stacks the foreign tensors along a new first dimension; ``[{e}, :half]`` and
+    ``[{e}, half:]`` write the two halves of a gated matrix.
+    """
+
+    config: Mapping[str, str]
+    keys: Mapping[str, str]
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    expect: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model. Its architecture is ``models/<name>.yaml`` in the plugin's ``configs`` (schema defaults if there is none)."""
+
+    name: str
+    target: str
+    task: str
+    doc: str = ""
+    paper: str = ""
+    pretrained: Mapping[str, Weights] = field(default_factory=dict)
+    importers: Mapping[str, Importer] = field(default_factory=dict)
+    requires: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file under ``ZOO_DATA``: its path there, the places to fetch it from, and what its bytes must hash to."""
+
+    path: str
+    urls: tuple[str, ...] = ()
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    name: str
+    target: str
+    doc: str = ""
+    licence: str = ""
+    files: tuple[DataFile, ...] = ()
+    requires: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Input:
+    """One ``key=value`` of ``zoo predict``. ``default=None`` with ``required=False`` means it may be left out."""
+
+    name: str
+    doc: str
+    required: bool = False
+    default: Any = None
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    name: str
+    target: str
+    doc: str = ""
+    inputs: tuple[Input, ...] = ()
+    requires: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PartSpec:
+    """A named part of a model: ``kind`` is ``router``, ``experts``, ``shared``, ``balancer`` and the like."""
+
+    kind: str
+    name: str
+    target: str
+    doc: str = ""
+    paper: str = ""
+    requires: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """All that a distribution adds to the zoo. ``requires`` are modules without which the whole plugin is of no use."""
+
+    api: int
+    models: tuple[ModelSpec, ...] = ()
+    datasets: tuple[DatasetSpec, ...] = ()
+    tasks: tuple[TaskSpec, ...] = ()
+    parts: tuple[PartSpec, ...] = ()
+    requires: tuple[str, ...] = ()
+    doc: str = ""
