@@ -1,0 +1,36 @@
+"""The plan: (token, expert) pairs sorted by expert, with static shapes and no host sync.
+
+Legend: T tokens, K slots, E experts, N pairs (T * K for token choice).
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Plan(NamedTuple):
+    """Pairs sorted by expert (stable), unused last; expert e owns sorted positions offset_E1[e] : offset_E1[e + 1]."""
+
+    token_N: Tensor  # int64, token row of each pair, in sorted order
+    pair_N: Tensor  # int64, sorted position -> original pair index (t * K + k for T x K routing)
+    offset_E1: Tensor  # int64, (E + 1,); offset_E1[E] is the number of used pairs
+    num_tokens: int
+    num_experts: int
+
+
+def used_mask(plan: Plan) -> Tensor:
+    """(N,) bool: which sorted positions hold a real pair."""
+    return torch.arange(plan.token_N.shape[0], device=plan.token_N.device) < plan.offset_E1[-1]
+
+
+def inverse(pair_N: Tensor) -> Tensor:
+    """(N,) int64: original pair index -> sorted position."""
+    inverse_N = torch.empty_like(pair_N)
+    inverse_N[pair_N] = torch.arange(pair_N.shape[0], device=pair_N.device)
+    return inverse_N
+
+
+def rows_per_expert(plan: Plan) -> Tensor:
+    """(E,) int64: number of used pairs of each expert."""
+    return plan.offset_E1.diff()

@@ -1,0 +1,249 @@
+"""Every op once, in plain differentiable PyTorch: this file is the specification of the other backends.
+
+Legend: T tokens, K slots, E experts, D model width, F inner width, W = 2F (gated) or F, N pairs in sorted order.
+`expert_ffn` is differentiated by autograd; `ffn_forward` and `ffn_backward` are the same maths with the minimal-memory
+backward of SonicMoE (arXiv 2512.14080, section 3), which keeps x, the pre-activation and the plan.
+"""
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zoo_kernels.plan import Plan, used_mask
+
+GATED = ("swiglu", "geglu", "reglu", "clamped_swiglu")
+UNGATED = ("silu", "gelu", "relu")
+ACTIVATIONS = GATED + UNGATED
+CLAMPED_ALPHA = 1.702  # GPT-OSS: gate * sigmoid(1.702 * gate) * (up + 1)
+_BASE = {"swiglu": "silu", "geglu": "gelu", "reglu": "relu"}
+
+
+def unavailable() -> str:
+    """Plain PyTorch runs everywhere."""
+    return ""
+
+
+def sort_pairs(expert_N: Tensor, used_N: Tensor | None, num_experts: int) -> tuple[Tensor, Tensor]:
+    """Stable counting sort: (pair_N, offset_E1) of the pairs by expert, unused pairs last."""
+    key_N = expert_N if used_N is None else torch.where(used_N, expert_N, num_experts)
+    sorted_N, pair_N = torch.sort(key_N, stable=True)
+    experts = torch.arange(num_experts + 1, device=key_N.device, dtype=sorted_N.dtype)
+    return pair_N, torch.searchsorted(sorted_N, experts)
+
+
+def route(
+    logits_TE: Tensor,
+    k: int,
+    *,
+    score: str = "softmax",
+    order: str = "score_then_topk",
+    renorm: bool = False,
+    scale: float = 1.0,
+    select_bias_E: Tensor | None = None,
+    num_groups: int | None = None,
+    groups_kept: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores, choice and gate weights; see `zoo_kernels.ops.route`. Ties go to the lower expert index."""
+    logits_TE = logits_TE if logits_TE.dtype == torch.float64 else logits_TE.float()
+    scores_TE = score_fn(logits_TE, score)
+    first_TE = scores_TE if order == "score_then_topk" else logits_TE
+    index_TK = select(first_TE.detach(), k, select_bias_E, num_groups, groups_kept)
+    if order == "score_then_topk":
+        weight_TK = scores_TE.gather(1, index_TK)
+    else:
+        weight_TK = score_fn(logits_TE.gather(1, index_TK), score)
+    if renorm:
+        weight_TK = weight_TK / (weight_TK.sum(-1, keepdim=True) + 1e-20)
+    return index_TK, weight_TK * scale, scores_TE
+
+
+def score_fn(logits: Tensor, score: str) -> Tensor:
+    if score == "softmax":
+        return logits.softmax(-1)
+    return logits.sigmoid() if score == "sigmoid" else logits
+
+
+def select(select_TE: Tensor, k: int, bias_E: Tensor | None, num_groups: int | None, groups_kept: int | None) -> Tensor:
+    """(T, K) indices of the largest entries, best first, after bias and the group limit of DeepSeek-V3."""
+    if bias_E is not None:
+        select_TE = select_TE + bias_E.detach()
+    if num_groups is not None and groups_kept is not None:
+        grouped = select_TE.unflatten(1, (num_groups, -1))
+        group_TG = grouped.topk(min(2, grouped.shape[-1]), dim=-1).values.sum(-1)
+        kept_TG = torch.zeros_like(group_TG, dtype=torch.bool)
+        kept_TG = kept_TG.scatter(1, _top(group_TG, groups_kept), True)
+        select_TE = grouped.masked_fill(~kept_TG.unsqueeze(-1), -torch.inf).flatten(1)
+    return _top(select_TE, k)
+
+
+def _top(values: Tensor, k: int) -> Tensor:
+    # a stable sort, because the order of torch.topk among equals is not specified
+    return torch.sort(values, dim=-1, descending=True, stable=True).indices[..., :k]
+
+
+def expand(x_TD: Tensor, plan: Plan) -> Tensor:
+    """(N, D) rows of x in sorted order; rows of unused pairs are zero."""
+    return x_TD.index_select(0, plan.token_N).masked_fill(~used_mask(plan).unsqueeze(1), 0)
+
+
+def combine(rows_ND: Tensor, weight_N: Tensor, plan: Plan) -> Tensor:
+    """(T, D) sum over each token's pairs of weight times row; rows sorted, weights in original pair order."""
+    weight_N = weight_N.index_select(0, plan.pair_N).to(rows_ND.dtype)
+    rows_ND = (rows_ND * weight_N.unsqueeze(1)).masked_fill(~used_mask(plan).unsqueeze(1), 0)
+    return rows_ND.new_zeros(plan.num_tokens, rows_ND.shape[1]).index_add(0, plan.token_N, rows_ND)
+
+
+def split_gate(hidden: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
+    """(gate, up) of a gated pre-activation."""
+    return (hidden[..., ::2], hidden[..., 1::2]) if interleaved else hidden.chunk(2, dim=-1)
+
+
+def activate(hidden: Tensor, activation: str, limit: float | None = None, interleaved: bool = False) -> Tensor:
+    """Inner activation (..., F) of the pre-activation (..., W). GELU is the exact one.
+
+    `limit` clamps gate from above and up on both sides before the activation (GPT-OSS, arXiv 2508.10925).
+    """
+    if activation in UNGATED:
+        return getattr(F, activation)(hidden)
+    gate, up = split_gate(hidden, interleaved)
+    if limit is not None:
+        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    if activation == "clamped_swiglu":
+        return gate * torch.sigmoid(CLAMPED_ALPHA * gate) * (up + 1)
+    return getattr(F, _BASE[activation])(gate) * up
+
+
+def _base_derivative(z: Tensor, activation: str) -> tuple[Tensor, Tensor]:
+    """(value, derivative) of an ungated activation."""
+    if activation == "relu":
+        return z.clamp(min=0), (z > 0).to(z.dtype)
+    if activation == "gelu":
+        cdf = 0.5 * (1 + torch.erf(z * 0.5**0.5))
+        return z * cdf, cdf + z * torch.exp(-0.5 * z * z) * 0.3989422804014327
+    alpha = CLAMPED_ALPHA if activation == "clamped_swiglu" else 1.0
+    sig = torch.sigmoid(alpha * z)
+    return z * sig, sig * (1 + alpha * z * (1 - sig))
+
+
+def activate_backward(
+    hidden: Tensor, grad: Tensor, activation: str, limit: float | None = None, interleaved: bool = False
+) -> Tensor:
+    """Gradient of `activate` with respect to the pre-activation."""
+    if activation in UNGATED:
+        return grad * _base_derivative(hidden, activation)[1]
+    gate, up = split_gate(hidden, interleaved)
+    gate_in = up_in = None
+    if limit is not None:
+        gate_in, up_in = gate <= limit, (up >= -limit) & (up <= limit)
+        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    value, slope = _base_derivative(gate, _BASE.get(activation, activation))
+    grad_gate, grad_up = grad * (up + 1 if activation == "clamped_swiglu" else up) * slope, grad * value
+    if gate_in is not None:
+        grad_gate, grad_up = grad_gate * gate_in, grad_up * up_in
+    return torch.stack((grad_gate, grad_up), -1).flatten(-2) if interleaved else torch.cat((grad_gate, grad_up), -1)
+
+
+def expert_ffn(
+    x_TD: Tensor,
+    weight_N: Tensor,
+    plan: Plan,
+    w_in: Tensor,
+    w_out: Tensor,
+    *,
+    activation: str = "swiglu",
+    b_in: Tensor | None = None,
+    b_out: Tensor | None = None,
+    limit: float | None = None,
+    interleaved: bool = False,
+) -> Tensor:
+    """y_t = sum over the pairs (t, e) of weight * (W_out[e] act(W_in[e] x_t + b_in[e]) + b_out[e]), by autograd."""
+    offsets = plan.offset_E1.tolist()
+    rows, y_ND = expand(x_TD, plan), []
+    for e, (start, stop) in enumerate(pairwise(offsets)):
+        hidden = F.linear(rows[start:stop], w_in[e], None if b_in is None else b_in[e])
+        act = activate(hidden, activation, limit, interleaved)
+        y_ND.append(F.linear(act, w_out[e], None if b_out is None else b_out[e]))
+    y_ND.append(rows[offsets[-1] :])
+    return combine(torch.cat(y_ND), weight_N, plan)
+
+
+def ffn_forward(
+    x_TD: Tensor,
+    weight_N: Tensor,
+    plan: Plan,
+    w_in: Tensor,
+    w_out: Tensor,
+    b_in: Tensor | None,
+    b_out: Tensor | None,
+    activation: str,
+    limit: float | None,
+    interleaved: bool,
+    keep_hidden: bool,
+) -> tuple[Tensor, Tensor]:
+    """(y_TD, hidden_NW); hidden is empty unless asked for."""
+    y_TD = torch.zeros_like(x_TD)
+    hidden_NW = x_TD.new_empty(plan.token_N.shape[0] if keep_hidden else 0, w_in.shape[1])
+    weight_N = weight_N[plan.pair_N].to(x_TD.dtype)
+    for e, (start, stop) in _segments(plan):
+        token = plan.token_N[start:stop]
+        hidden = _linear(x_TD[token], w_in[e], b_in, e)
+        if keep_hidden:
+            hidden_NW[start:stop] = hidden
+        y_ND = _linear(activate(hidden, activation, limit, interleaved), w_out[e], b_out, e)
+        y_TD.index_add_(0, token, y_ND * weight_N[start:stop, None])
+    return y_TD, hidden_NW
+
+
+def ffn_backward(
+    dy_TD: Tensor,
+    x_TD: Tensor,
+    weight_N: Tensor,
+    plan: Plan,
+    w_in: Tensor,
+    w_out: Tensor,
+    b_in: Tensor | None,
+    b_out: Tensor | None,
+    hidden_NW: Tensor,
+    activation: str,
+    limit: float | None,
+    interleaved: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Gradients of (x, weight, w_in, w_out, b_in, b_out); an empty `hidden_NW` is recomputed.
+
+    With dA' = dy W_out, the router gradient is the inner product <dA', A> (+ <dy, b_out>), so neither A nor the
+    expert outputs are ever kept.
+    """
+    dx_TD, dweight_N = torch.zeros_like(x_TD), torch.zeros_like(weight_N)
+    dw_in, dw_out = torch.zeros_like(w_in), torch.zeros_like(w_out)
+    db_in = None if b_in is None else torch.zeros_like(b_in)
+    db_out = None if b_out is None else torch.zeros_like(b_out)
+    sorted_weight_N = weight_N[plan.pair_N].to(x_TD.dtype)
+    for e, (start, stop) in _segments(plan):
+        token, scale = plan.token_N[start:stop], sorted_weight_N[start:stop, None]
+        x, dy = x_TD[token], dy_TD[token]
+        hidden = hidden_NW[start:stop] if hidden_NW.shape[0] else _linear(x, w_in[e], b_in, e)
+        act = activate(hidden, activation, limit, interleaved)
+        dact = dy @ w_out[e]
+        dscale = (dact * act).sum(1)
+        if b_out is not None and db_out is not None:
+            dscale = dscale + dy @ b_out[e]
+            db_out[e] = (dy * scale).sum(0)
+        dweight_N[plan.pair_N[start:stop]] = dscale.to(dweight_N.dtype)
+        dhidden = activate_backward(hidden, dact * scale, activation, limit, interleaved)
+        if db_in is not None:
+            db_in[e] = dhidden.sum(0)
+        torch.mm(dhidden.T, x, out=dw_in[e])
+        torch.mm(dy.T, act * scale, out=dw_out[e])
+        dx_TD.index_add_(0, token, dhidden @ w_in[e])
+    return dx_TD, dweight_N, dw_in, dw_out, db_in, db_out
+
+
+def _segments(plan: Plan) -> list[tuple[int, tuple[int, int]]]:
+    offsets = plan.offset_E1.tolist()
+    return [(e, pair) for e, pair in enumerate(pairwise(offsets)) if pair[0] < pair[1]]
+
+
+def _linear(x: Tensor, w: Tensor, bias: Tensor | None, e: int) -> Tensor:
+    return F.linear(x, w, None if bias is None else bias[e])
