@@ -1,0 +1,30 @@
+"""Shared experts: what every token passes beside the routed ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SwiGLU(nn.Module):
+    """A dense SwiGLU, added as it is (DeepSeekMoE) or times ``sigmoid(w . x)`` (Qwen2-MoE, Time-MoE)."""
+
+    @dataclass
+    class Config:
+        intermediate_size: int = 256
+        gate: Literal["none", "sigmoid"] = "none"
+
+    def __init__(self, config: Config, hidden_size: int) -> None:
+        super().__init__()
+        inner = config.intermediate_size
+        self.gate_proj = nn.Linear(hidden_size, inner, bias=False)
+        self.up_proj = nn.Linear(hidden_size, inner, bias=False)
+        self.down_proj = nn.Linear(inner, hidden_size, bias=False)
+        self.gate = nn.Linear(hidden_size, 1, bias=False) if config.gate == "sigmoid" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return y if self.gate is None else y * self.gate(x).sigmoid()
