@@ -1,0 +1,17 @@
+"""The Triton path: NVIDIA sm_80 and newer, AMD CDNA. Imported by `zoo_kernels.ops` on demand; nothing else imports it."""
+
+import torch
+
+from .combine import combine, expand
+from .ffn import ffn_backward, ffn_forward
+from .plan import sort_pairs
+from .tiles import INTERPRET
+
+__all__ = ["combine", "expand", "ffn_backward", "ffn_forward", "sort_pairs", "unavailable"]
+
+
+def unavailable() -> str:
+    """Why the kernels cannot run here; empty when they can."""
+    if INTERPRET or torch.cuda.is_available():
+        return ""
+    return "no CUDA or ROCm device (TRITON_INTERPRET=1 runs the kernels slowly on the CPU)"

@@ -1,0 +1,120 @@
+"""What every kernel shares: launching, activations, and loading a tile of float, int8 or ternary weights.
+
+Shape suffixes: T tokens, K slots, E experts, D model, F inner, N pairs (T * K), M row tiles.
+"""
+
+import math
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from .tiles import INTERPRET, Tile
+
+GATED = ("swiglu", "geglu", "reglu", "clamped_swiglu")
+UNGATED = ("gelu", "relu", "silu")
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, tile: Tile | None = None, **constants: Any) -> None:
+    """Runs `kernel` over `grid`; an empty grid (no tokens) runs nothing. Every launch of the package goes through here."""
+    if math.prod(grid) == 0:
+        return
+    if tile is not None:
+        constants |= {"num_warps": tile.warps, "num_stages": tile.stages}
+    device = next(arg.device for arg in args if isinstance(arg, torch.Tensor))
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            kernel[grid](*args, **constants)
+    else:
+        kernel[grid](*args, **constants)
+
+
+def upcast(dtype: torch.dtype) -> bool:
+    """Whether tiles are widened right after loading: the interpreter multiplies bf16 as raw bits, silently."""
+    return INTERPRET and dtype == torch.bfloat16
+
+
+def precision(dtype: torch.dtype) -> str:
+    """`input_precision` of tl.dot: fp32 stays exact unless the user allowed TF32 for torch's own matrix products."""
+    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+
+
+@triton.jit
+def base_activation(z, ACT: tl.constexpr):
+    """(value, derivative) of what the gate goes through, in fp32."""
+    if (ACT == "relu") | (ACT == "reglu"):
+        slope = tl.where(z > 0.0, 1.0, 0.0)
+        return z * slope, slope
+    elif (ACT == "gelu") | (ACT == "geglu"):
+        cdf = 0.5 * (1.0 + tl.erf(z * 0.7071067811865476))
+        return z * cdf, cdf + z * 0.3989422804014327 * tl.exp(-0.5 * z * z)
+    else:
+        ALPHA: tl.constexpr = 1.702 if ACT == "clamped_swiglu" else 1.0
+        sig = tl.sigmoid(ALPHA * z)
+        return z * sig, sig * (1.0 + ALPHA * z * (1.0 - sig))
+
+
+@triton.jit
+def activate(gate, up, limit, ACT: tl.constexpr, HAS_UP: tl.constexpr, HAS_LIMIT: tl.constexpr):
+    """fp32 activation of a tile; `up` is ignored by the ungated ones. Equations: `zoo_kernels.reference.activate`."""
+    if HAS_LIMIT and HAS_UP:
+        gate = tl.minimum(gate, limit)
+        up = tl.minimum(tl.maximum(up, -limit), limit)
+    value, _ = base_activation(gate, ACT)
+    if HAS_UP:
+        value *= up + 1.0 if ACT == "clamped_swiglu" else up
+    return value
+
+
+@triton.jit
+def activate_backward(gate, up, grad, limit, ACT: tl.constexpr, HAS_UP: tl.constexpr, HAS_LIMIT: tl.constexpr):
+    """(d gate, d up) of `activate` for the gradient `grad` of its output; d up means nothing for the ungated ones."""
+    if HAS_LIMIT and HAS_UP:
+        gate_in = gate <= limit
+        up_in = (up >= -limit) & (up <= limit)
+        gate = tl.minimum(gate, limit)
+        up = tl.minimum(tl.maximum(up, -limit), limit)
+    value, slope = base_activation(gate, ACT)
+    grad_gate = grad * slope
+    grad_up = grad * value
+    if HAS_UP:
+        grad_gate *= up + 1.0 if ACT == "clamped_swiglu" else up
+        if HAS_LIMIT:
+            grad_gate = tl.where(gate_in, grad_gate, 0.0)
+            grad_up = tl.where(up_in, grad_up, 0.0)
+    return grad_gate, grad_up
+
+
+@triton.jit
+def load_pair(ptr, start, in_rows, F, HAS_UP: tl.constexpr, INTERLEAVED: tl.constexpr, BN: tl.constexpr):
+    """(gate, up) columns start : start + BN of a tile of pre-activations, in fp32; `ptr` points at its rows."""
+    if INTERLEAVED:
+        both = 2 * start + tl.arange(0, 2 * BN)
+        mask = in_rows[:, None] & (both < 2 * F)[None, :]
+        pair = tl.load(ptr[:, None] + both[None, :], mask=mask, other=0.0).to(tl.float32)
+        gate, up = tl.split(tl.reshape(pair, (ptr.shape[0], BN, 2)))
+    else:
+        col = start + tl.arange(0, BN)
+        mask = in_rows[:, None] & (col < F)[None, :]
+        gate = tl.load(ptr[:, None] + col[None, :], mask=mask, other=0.0).to(tl.float32)
+        up = gate
+        if HAS_UP:
+            up = tl.load(ptr[:, None] + F + col[None, :], mask=mask, other=0.0).to(tl.float32)
+    return gate, up
+
+
+@triton.jit
+def store_pair(ptr, gate, up, start, in_rows, F, HAS_UP: tl.constexpr, INTERLEAVED: tl.constexpr, BN: tl.constexpr):
+    """Writes what `load_pair` reads."""
+    dtype = ptr.dtype.element_ty
+    if INTERLEAVED:
+        both = 2 * start + tl.arange(0, 2 * BN)
+        mask = in_rows[:, None] & (both < 2 * F)[None, :]
+        tl.store(ptr[:, None] + both[None, :], tl.interleave(gate, up).to(dtype), mask=mask)
+    else:
+        col = start + tl.arange(0, BN)
+        mask = in_rows[:, None] & (col < F)[None, :]
+        tl.store(ptr[:, None] + col[None, :], gate.to(dtype), mask=mask)
+        if HAS_UP:
+            tl.store(ptr[:, None] + F + col[None, :], up.to(dtype), mask=mask)

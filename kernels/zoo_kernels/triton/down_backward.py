@@ -1,0 +1,63 @@
+"""The fused backward of the down projection (SonicMoE, arXiv 2512.14080, section 3): nothing of slots x model width.
+
+One pass over a tile reads dy through the gather and H, and writes dH, the weighted activation w * A (for dW_out), and the
+router gradient as the inner product ds = <dA', A> (+ <dy, b_out>), where dA' = dy W_out and A is recomputed from H.
+Shape suffixes: N pairs, E experts, D model, F inner.
+"""
+
+import triton
+import triton.language as tl
+
+from .common import activate, activate_backward, load_pair, store_pair
+from .quant import load_weight
+
+
+@triton.jit
+def down_backward_kernel(
+    dy_ptr, token_ptr, pair_ptr, weight_ptr, w_ptr, bias_ptr, h_ptr, dh_ptr, a_ptr, ds_ptr,
+    offset_ptr, tile_expert_ptr, tile_row_ptr,
+    N, D, F, num_m, num_n, limit, stride_dyt, stride_we, stride_wd, stride_wf,
+    ACT: tl.constexpr, HAS_UP: tl.constexpr, INTERLEAVED: tl.constexpr, HAS_LIMIT: tl.constexpr,
+    HAS_BIAS: tl.constexpr, EVEN: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """ds[pid_n, pair] holds the part of the inner product over this tile's BN inner columns."""
+    pid = tl.program_id(0)
+    pid_m, pid_n = tl.swizzle2d(pid // num_n, pid % num_n, num_m, num_n, GROUP)
+    expert = tl.load(tile_expert_ptr + pid_m)
+    if expert < 0:
+        return
+    end = tl.load(offset_ptr + expert + 1)
+    row = tl.load(tile_row_ptr + pid_m).to(tl.int64) + tl.arange(0, BM)
+    in_rows = row < end
+    token = tl.load(token_ptr + row, mask=in_rows, other=0)
+    col = pid_n * BN + tl.arange(0, BN)
+    in_cols = col < F
+    k = tl.arange(0, BK)
+    dy_ptrs = dy_ptr + token[:, None] * stride_dyt + k[None, :]
+    w_ptr += expert.to(tl.int64) * stride_we
+    dact = tl.zeros((BM, BN), dtype=tl.float32)
+    for d in range(0, D, BK):
+        dy = tl.load(dy_ptrs + d) if EVEN else tl.load(dy_ptrs + d, mask=(d + k < D)[None, :], other=0.0)
+        if UPCAST:
+            dy = dy.to(tl.float32)
+        w = load_weight(w_ptr, col, d, D, in_cols, stride_wf, stride_wd, dy.dtype, "float", EVEN, BK)
+        dact = tl.dot(dy, w, dact, input_precision=PRECISION)
+    width = 2 * F if HAS_UP else F
+    gate, up = load_pair(h_ptr + row * width, pid_n * BN, in_rows, F, HAS_UP, INTERLEAVED, BN)
+    act = activate(gate, up, limit, ACT, HAS_UP, HAS_LIMIT)
+    ds = tl.sum(tl.where(in_cols[None, :], dact * act, 0.0), axis=1)
+    if HAS_BIAS:
+        if pid_n == 0:
+            for d in range(0, D, BK):
+                mask = d + k < D
+                dy = tl.load(dy_ptrs + d, mask=mask[None, :], other=0.0).to(tl.float32)
+                bias = tl.load(bias_ptr + expert.to(tl.int64) * D + d + k, mask=mask, other=0.0).to(tl.float32)
+                ds += tl.sum(dy * bias[None, :], axis=1)
+    pair = tl.load(pair_ptr + row, mask=in_rows, other=0)
+    weight = tl.load(weight_ptr + pair, mask=in_rows, other=0.0).to(tl.float32)[:, None]
+    tl.store(ds_ptr + pid_n.to(tl.int64) * N + pair, ds, mask=in_rows)
+    a_ptrs = a_ptr + row[:, None] * F + col[None, :]
+    tl.store(a_ptrs, (act * weight).to(a_ptr.dtype.element_ty), mask=in_rows[:, None] & in_cols[None, :])
+    dgate, dup = activate_backward(gate, up, dact * weight, limit, ACT, HAS_UP, HAS_LIMIT)
+    store_pair(dh_ptr + row * width, dgate, dup, pid_n * BN, in_rows, F, HAS_UP, INTERLEAVED, BN)

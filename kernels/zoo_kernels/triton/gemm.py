@@ -1,0 +1,79 @@
+"""Grouped GEMM over the rows of a plan, one expert a tile: the down projection, the input gradient, and H recomputed.
+
+Shape suffixes: T tokens, N pairs, E experts, C columns out, R the contracted width.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from ..plan import Plan
+from . import common, tiles
+from .plan import row_tiles
+from .quant import load_weight, weight_kind
+
+
+@triton.jit
+def gemm_kernel(
+    a_ptr, token_ptr, w_ptr, scale_ptr, bias_ptr, y_ptr, offset_ptr, tile_expert_ptr, tile_row_ptr,
+    R, C, num_m, num_n, stride_an, stride_we, stride_wc, stride_wr, stride_yn,
+    GATHER: tl.constexpr, HAS_BIAS: tl.constexpr, WEIGHT: tl.constexpr, EVEN: tl.constexpr,
+    UPCAST: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """y[i, c] = sum_r a[token[i] or i, r] * w[e(i), c, r] (+ bias[e(i), c]) for the rows i of one tile."""
+    pid = tl.program_id(0)
+    pid_m, pid_n = tl.swizzle2d(pid // num_n, pid % num_n, num_m, num_n, GROUP)
+    expert = tl.load(tile_expert_ptr + pid_m)
+    if expert < 0:
+        return
+    end = tl.load(offset_ptr + expert + 1)
+    row = tl.load(tile_row_ptr + pid_m).to(tl.int64) + tl.arange(0, BM)
+    in_rows = row < end
+    # Rows past the end read row 0 instead of a mask: they are never stored.
+    source = tl.load(token_ptr + row, mask=in_rows, other=0) if GATHER else tl.where(in_rows, row, 0)
+    col = pid_n * BN + tl.arange(0, BN)
+    in_cols = col < C
+    k = tl.arange(0, BK)
+    a_ptrs = a_ptr + source[:, None] * stride_an + k[None, :]
+    w_ptr += expert.to(tl.int64) * stride_we
+    acc = tl.zeros((BM, BN), dtype=tl.float32)
+    for r in range(0, R, BK):
+        a = tl.load(a_ptrs + r) if EVEN else tl.load(a_ptrs + r, mask=(r + k < R)[None, :], other=0.0)
+        if UPCAST:
+            a = a.to(tl.float32)
+        w = load_weight(w_ptr, col, r, R, in_cols, stride_wc, stride_wr, a.dtype, WEIGHT, EVEN, BK)
+        acc = tl.dot(a, w, acc, input_precision=PRECISION)
+    if WEIGHT != "float":
+        acc *= tl.load(scale_ptr + expert * C + col, mask=in_cols, other=0.0).to(tl.float32)[None, :]
+    if HAS_BIAS:
+        acc += tl.load(bias_ptr + expert * C + col, mask=in_cols, other=0.0).to(tl.float32)[None, :]
+    y_ptrs = y_ptr + row[:, None] * stride_yn + col[None, :]
+    tl.store(y_ptrs, acc.to(y_ptr.dtype.element_ty), mask=in_rows[:, None] & in_cols[None, :])
+
+
+def grouped_gemm(
+    rows: torch.Tensor,
+    plan: Plan,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    scale: torch.Tensor | None = None,
+    gather: bool = False,
+) -> torch.Tensor:
+    """(N, C) = rows (N, R), or (T, R) read through the plan, times weight (E, C, R), any strides; unused rows hold anything."""
+    num_pairs, columns = plan.token_N.shape[0], weight.shape[1]
+    contracted = rows.shape[1]
+    y_NC = rows.new_empty(num_pairs, columns)
+    tile = tiles.choose("gemm", rows.device, rows.dtype, num_pairs // plan.num_experts)
+    listed = row_tiles(plan.offset_E1, num_pairs, tile.m)
+    num_m, num_n = listed.expert_M.numel(), triton.cdiv(columns, tile.n)
+    common.launch(
+        gemm_kernel, (num_m * num_n,), rows, plan.token_N, weight, weight if scale is None else scale,
+        rows if bias is None else bias, y_NC, plan.offset_E1, listed.expert_M, listed.row_M,
+        contracted, columns, num_m, num_n, rows.stride(0), *weight.stride(), y_NC.stride(0),
+        GATHER=gather, HAS_BIAS=bias is not None, WEIGHT=weight_kind(weight), EVEN=contracted % tile.k == 0,
+        UPCAST=common.upcast(rows.dtype), PRECISION=common.precision(rows.dtype),
+        BM=tile.m, BN=tile.n, BK=tile.k, GROUP=tile.group, tile=tile,
+    )  # fmt: skip
+    return y_NC

@@ -1,0 +1,90 @@
+"""Tile shapes: one table, a rule for few rows an expert, and a seam for tuning (off unless `tune` is called)."""
+
+from collections.abc import Callable, Iterable
+from functools import cache
+from typing import NamedTuple
+
+import torch
+import triton
+
+INTERPRET = triton.knobs.runtime.interpret
+
+
+class Tile(NamedTuple):
+    """`m` rows of one expert x `n` output columns, a K step of `k` two-byte elements; `group` row tiles share weights in L2."""
+
+    m: int
+    n: int
+    k: int
+    warps: int
+    stages: int
+    group: int = 8
+
+
+# Bound by shared memory: 163 KB on sm_80 (99 KB on its consumer relatives), 227 KB on sm_90 and sm_100, 64 KB on gfx942.
+DEFAULT: dict[str, dict[str, Tile]] = {
+    "sm_80": {
+        "up": Tile(128, 64, 64, 8, 3),
+        "gemm": Tile(128, 128, 64, 8, 3),
+        "down_backward": Tile(128, 64, 64, 8, 3),
+        "wgrad": Tile(128, 128, 32, 8, 3),
+    },
+    "sm_90": {
+        "up": Tile(128, 64, 64, 8, 4),
+        "gemm": Tile(128, 128, 64, 8, 4),
+        "down_backward": Tile(128, 64, 64, 8, 4),
+        "wgrad": Tile(128, 128, 64, 8, 3),
+    },
+    "sm_100": {
+        "up": Tile(128, 64, 64, 8, 4),
+        "gemm": Tile(128, 128, 64, 8, 4),
+        "down_backward": Tile(128, 64, 64, 8, 4),
+        "wgrad": Tile(128, 128, 64, 8, 3),
+    },
+    "gfx942": {
+        "up": Tile(128, 64, 64, 8, 2),
+        "gemm": Tile(128, 128, 64, 8, 2),
+        "down_backward": Tile(128, 64, 64, 8, 2),
+        "wgrad": Tile(128, 128, 32, 8, 2),
+    },
+    "interpret": {name: Tile(16, 32, 32, 4, 1) for name in ("up", "gemm", "down_backward", "wgrad")},
+}
+TUNED: dict[tuple[str, str, torch.dtype], Tile] = {}
+
+
+@cache
+def arch(device: torch.device) -> str:
+    """The row of `DEFAULT` for a device: the newest listed architecture that it can run."""
+    if INTERPRET or device.type == "cpu":
+        return "interpret"
+    if torch.version.hip:
+        return "gfx942"
+    major, _ = torch.cuda.get_device_capability(device)
+    return {9: "sm_90", 10: "sm_100"}.get(major, "sm_80")
+
+
+def choose(kernel: str, device: torch.device, dtype: torch.dtype, rows: int) -> Tile:
+    """The tile of `kernel` for about `rows` rows an expert; both are host numbers, so nothing waits for the device."""
+    name = arch(device)
+    if (kernel, name, dtype) in TUNED:
+        return TUNED[kernel, name, dtype]
+    tile = DEFAULT[name][kernel]
+    if dtype.itemsize == 4:
+        tile = tile._replace(k=max(16, tile.k // 2))
+    if kernel != "wgrad" and rows < tile.m // 2:
+        m = max(16, triton.next_power_of_2(max(rows, 1)))
+        tile = tile._replace(m=m, warps=min(tile.warps, 4))
+    return tile
+
+
+def tune(
+    kernel: str, device: torch.device, dtype: torch.dtype, candidates: Iterable[Tile], call: Callable[[], object]
+) -> dict[Tile, float]:
+    """Times `call` (which must launch `kernel`) once per candidate, keeps the fastest, returns milliseconds a tile."""
+    times: dict[Tile, float] = {}
+    key = (kernel, arch(device), dtype)
+    for tile in candidates:
+        TUNED[key] = tile
+        times[tile] = triton.testing.do_bench(call)
+    TUNED[key] = min(times, key=lambda tile: times[tile])
+    return times

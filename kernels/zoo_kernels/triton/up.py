@@ -1,0 +1,65 @@
+"""Up projection: gather + grouped GEMM (gate and up together) + activation, one expert a tile.
+
+Shape suffixes: N pairs, E experts, D model, F inner.
+"""
+
+import triton
+import triton.language as tl
+
+from .common import activate, store_pair
+from .quant import load_weight
+
+
+@triton.jit
+def up_kernel(
+    x_ptr, token_ptr, w_ptr, scale_ptr, bias_ptr, h_ptr, a_ptr, offset_ptr, tile_expert_ptr, tile_row_ptr,
+    D, F, num_m, num_n, limit, stride_xt, stride_we, stride_ww, stride_wd,
+    ACT: tl.constexpr, HAS_UP: tl.constexpr, INTERLEAVED: tl.constexpr, HAS_LIMIT: tl.constexpr,
+    HAS_BIAS: tl.constexpr, SAVE: tl.constexpr, WEIGHT: tl.constexpr, EVEN: tl.constexpr,
+    UPCAST: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """a[i] = act(w[e(i)] @ x[token[i]] + bias[e(i)]) for the rows i of one tile; SAVE keeps the pre-activation in h."""
+    pid = tl.program_id(0)
+    pid_m, pid_n = tl.swizzle2d(pid // num_n, pid % num_n, num_m, num_n, GROUP)
+    expert = tl.load(tile_expert_ptr + pid_m)
+    if expert < 0:
+        return
+    end = tl.load(offset_ptr + expert + 1)
+    row = tl.load(tile_row_ptr + pid_m).to(tl.int64) + tl.arange(0, BM)
+    in_rows = row < end
+    # Rows past the end read token 0 instead of a mask: they are never stored.
+    token = tl.load(token_ptr + row, mask=in_rows, other=0)
+    col = pid_n * BN + tl.arange(0, BN)
+    in_cols = col < F
+    gate_row = 2 * col if INTERLEAVED else col
+    up_row = 2 * col + 1 if INTERLEAVED else F + col
+    k = tl.arange(0, BK)
+    x_ptrs = x_ptr + token[:, None] * stride_xt + k[None, :]
+    w_ptr += expert.to(tl.int64) * stride_we
+    gate = tl.zeros((BM, BN), dtype=tl.float32)
+    up = tl.zeros((BM, BN), dtype=tl.float32)
+    for d in range(0, D, BK):
+        x = tl.load(x_ptrs + d) if EVEN else tl.load(x_ptrs + d, mask=(d + k < D)[None, :], other=0.0)
+        if UPCAST:
+            x = x.to(tl.float32)
+        w = load_weight(w_ptr, gate_row, d, D, in_cols, stride_ww, stride_wd, x.dtype, WEIGHT, EVEN, BK)
+        gate = tl.dot(x, w, gate, input_precision=PRECISION)
+        if HAS_UP:
+            w = load_weight(w_ptr, up_row, d, D, in_cols, stride_ww, stride_wd, x.dtype, WEIGHT, EVEN, BK)
+            up = tl.dot(x, w, up, input_precision=PRECISION)
+    width = 2 * F if HAS_UP else F
+    first = expert.to(tl.int64) * width
+    if WEIGHT != "float":
+        gate *= tl.load(scale_ptr + first + gate_row, mask=in_cols, other=0.0).to(tl.float32)[None, :]
+        if HAS_UP:
+            up *= tl.load(scale_ptr + first + up_row, mask=in_cols, other=0.0).to(tl.float32)[None, :]
+    if HAS_BIAS:
+        gate += tl.load(bias_ptr + first + gate_row, mask=in_cols, other=0.0).to(tl.float32)[None, :]
+        if HAS_UP:
+            up += tl.load(bias_ptr + first + up_row, mask=in_cols, other=0.0).to(tl.float32)[None, :]
+    if SAVE:
+        store_pair(h_ptr + row * width, gate, up, pid_n * BN, in_rows, F, HAS_UP, INTERLEAVED, BN)
+    out = activate(gate, up, limit, ACT, HAS_UP, HAS_LIMIT)
+    a_ptrs = a_ptr + row[:, None] * F + col[None, :]
+    tl.store(a_ptrs, out.to(a_ptr.dtype.element_ty), mask=in_rows[:, None] & in_cols[None, :])

@@ -1,0 +1,150 @@
+"""Weight and bias gradients: the contraction runs over the rows of one expert, so its length is ragged.
+
+An expert's rows are cut into chunks. A lone chunk writes its expert's gradient, zeros when it has no rows; the chunks of a hot
+expert write fp32 partial sums to numbered slots, which one more kernel adds in order: no atomics, bitwise deterministic.
+Shape suffixes: N pairs, E experts, P and Q the widths of the two operands, C chunks.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from ..plan import Plan
+from . import common, tiles
+from .plan import chunks
+
+MIN_CHUNK = 512  # rows; shorter chunks would not hide the loads of the pipeline
+PROGRAMS = 256  # one hot expert should still fill the device
+
+
+@triton.jit
+def wgrad_kernel(
+    p_ptr, q_ptr, token_ptr, offset_ptr, chunk_expert_ptr, chunk_row_ptr, chunk_slot_ptr, partial_ptr, dw_ptr,
+    P, Q, num_p, num_q, chunk_rows, stride_p, stride_q, stride_de, stride_dp, stride_dq,
+    GATHER_P: tl.constexpr, GATHER_Q: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """dw[e, p, q] = sum over the rows i of a chunk of p[i or token[i], p] * q[i or token[i], q]."""
+    pid = tl.program_id(0)
+    chunk = pid // (num_p * num_q)
+    expert = tl.load(chunk_expert_ptr + chunk)
+    if expert < 0:
+        return
+    first = tl.load(chunk_row_ptr + chunk)
+    last = tl.minimum(tl.load(offset_ptr + expert + 1).to(tl.int32), first + chunk_rows)
+    col_p = pid // num_q % num_p * BM + tl.arange(0, BM)
+    col_q = pid % num_q * BN + tl.arange(0, BN)
+    acc = tl.zeros((BM, BN), dtype=tl.float32)
+    for begin in range(first, last, BK):
+        row = begin + tl.arange(0, BK)
+        in_rows = row < last
+        row = row.to(tl.int64)
+        row_p = tl.load(token_ptr + row, mask=in_rows, other=0) if GATHER_P else row
+        row_q = tl.load(token_ptr + row, mask=in_rows, other=0) if GATHER_Q else row
+        # Both are masked: rows past the last used one hold anything, and 0 * NaN is NaN.
+        p = tl.load(
+            p_ptr + row_p[:, None] * stride_p + col_p[None, :], mask=in_rows[:, None] & (col_p < P)[None, :], other=0.0
+        )
+        q = tl.load(
+            q_ptr + row_q[:, None] * stride_q + col_q[None, :], mask=in_rows[:, None] & (col_q < Q)[None, :], other=0.0
+        )
+        if UPCAST:
+            p, q = p.to(tl.float32), q.to(tl.float32)
+        acc = tl.dot(tl.trans(p), q, acc, input_precision=PRECISION)
+    mask = (col_p < P)[:, None] & (col_q < Q)[None, :]
+    slot = tl.load(chunk_slot_ptr + chunk)
+    if slot < 0:
+        inner = col_p[:, None] * stride_dp + col_q[None, :] * stride_dq
+        tl.store(dw_ptr + expert.to(tl.int64) * stride_de + inner, acc.to(dw_ptr.dtype.element_ty), mask=mask)
+    else:
+        tl.store(partial_ptr + slot.to(tl.int64) * P * Q + col_p[:, None] * Q + col_q[None, :], acc, mask=mask)
+
+
+@triton.jit
+def reduce_kernel(
+    partial_ptr, dw_ptr, offset_ptr, num_experts, P, Q, chunk_rows, stride_de, stride_dp, stride_dq,
+    BINS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """dw[e] = sum of the partial sums of expert e, in order; experts with one chunk are done already."""
+    expert = tl.program_id(0)
+    ids = tl.arange(0, BINS)
+    start = tl.load(offset_ptr + ids, mask=ids < num_experts, other=0)
+    end = tl.load(offset_ptr + ids + 1, mask=ids < num_experts, other=0)
+    parts = tl.cdiv((end - start).to(tl.int32), chunk_rows)
+    own = tl.sum(tl.where(ids == expert, parts, 0))
+    if own <= 1:
+        return
+    slot = tl.sum(tl.where((ids < expert) & (parts > 1), parts, 0)).to(tl.int64)
+    item = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    size = P * Q
+    acc = tl.zeros((BLOCK,), dtype=tl.float32)
+    for part in range(0, own):
+        acc += tl.load(partial_ptr + (slot + part) * size + item, mask=item < size, other=0.0)
+    dw_ptrs = dw_ptr + expert.to(tl.int64) * stride_de + item // Q * stride_dp + item % Q * stride_dq
+    tl.store(dw_ptrs, acc.to(dw_ptr.dtype.element_ty), mask=item < size)
+
+
+@triton.jit
+def bias_kernel(
+    rows_ptr, token_ptr, pair_ptr, weight_ptr, db_ptr, offset_ptr, C, stride,
+    GATHER: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """db[e] = sum of the rows of expert e; GATHER reads weight[pair[i]] * rows[token[i]] instead of rows[i]."""
+    expert = tl.program_id(0).to(tl.int64)
+    col = tl.program_id(1) * BC + tl.arange(0, BC)
+    end = tl.load(offset_ptr + expert + 1)
+    acc = tl.zeros((BC,), dtype=tl.float32)
+    for begin in range(tl.load(offset_ptr + expert), end, BR):
+        row = begin + tl.arange(0, BR)
+        in_rows = row < end
+        source = tl.load(token_ptr + row, mask=in_rows, other=0) if GATHER else row
+        mask = in_rows[:, None] & (col < C)[None, :]
+        rows = tl.load(rows_ptr + source[:, None] * stride + col[None, :], mask=mask, other=0.0).to(tl.float32)
+        if GATHER:
+            pair = tl.load(pair_ptr + row, mask=in_rows, other=0)
+            rows *= tl.load(weight_ptr + pair, mask=in_rows, other=0.0).to(tl.float32)[:, None]
+        acc += tl.sum(rows, axis=0)
+    tl.store(db_ptr + expert * C + col, acc.to(db_ptr.dtype.element_ty), mask=col < C)
+
+
+def wgrad(
+    p: torch.Tensor, q: torch.Tensor, plan: Plan, like: torch.Tensor, *, gather_p: bool = False, gather_q: bool = False
+) -> torch.Tensor:
+    """(E, P, Q) in the type and strides of `like`: p^T q over the rows of each expert; a gathered operand has T rows, the other N."""
+    num_pairs, num_experts = plan.token_N.shape[0], plan.num_experts
+    width_p, width_q = p.shape[1], q.shape[1]
+    dw = torch.empty_like(like)
+    tile = tiles.choose("wgrad", p.device, p.dtype, num_pairs // max(num_experts, 1))
+    num_p, num_q = triton.cdiv(width_p, tile.m), triton.cdiv(width_q, tile.n)
+    splits = min(16, max(1, PROGRAMS // (num_p * num_q)))
+    rows = max(MIN_CHUNK, triton.cdiv(triton.cdiv(num_pairs, splits), tile.k) * tile.k)
+    listed = chunks(plan.offset_E1, num_pairs, rows)
+    # At most 2 N / rows chunks belong to experts with more than one.
+    num_slots = min(2 * (num_pairs // rows), listed.expert_M.numel())
+    partial = p.new_empty(num_slots, width_p, width_q, dtype=torch.float32)
+    common.launch(
+        wgrad_kernel, (listed.expert_M.numel() * num_p * num_q,), p, q, plan.token_N, plan.offset_E1,
+        listed.expert_M, listed.row_M, listed.slot_M, partial, dw,
+        width_p, width_q, num_p, num_q, rows, p.stride(0), q.stride(0), *dw.stride(),
+        GATHER_P=gather_p, GATHER_Q=gather_q, UPCAST=common.upcast(p.dtype), PRECISION=common.precision(p.dtype),
+        BM=tile.m, BN=tile.n, BK=tile.k, tile=tile,
+    )  # fmt: skip
+    if num_slots:
+        common.launch(
+            reduce_kernel, (num_experts, triton.cdiv(width_p * width_q, 1024)), partial, dw, plan.offset_E1,
+            num_experts, width_p, width_q, rows, *dw.stride(),
+            BINS=triton.next_power_of_2(num_experts), BLOCK=1024, num_warps=4,
+        )  # fmt: skip
+    return dw
+
+
+def bias_grad(rows: torch.Tensor, plan: Plan, like: torch.Tensor, weight_N: torch.Tensor | None = None) -> torch.Tensor:
+    """(E, C) in the type of `like`: the sum of each expert's rows; with weights, of weight * rows[token]."""
+    width = rows.shape[1]
+    db = like.new_empty(plan.num_experts, width)
+    common.launch(
+        bias_kernel, (plan.num_experts, triton.cdiv(width, 128)), rows, plan.token_N, plan.pair_N,
+        rows if weight_N is None else weight_N, db, plan.offset_E1, width, rows.stride(0),
+        GATHER=weight_N is not None, BR=32, BC=128, num_warps=4,
+    )  # fmt: skip
+    return db
