@@ -20,7 +20,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  $$python -m venv $(VENV); \
 	fi
 	@echo "installing moe-zoo and the tested versions of what it needs (a few minutes the first time)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
 	@touch $@
 
 demo: $(INSTALLED)  ## train a small Time-MoE on real series, then evaluate it
