@@ -1,10 +1,149 @@
-"""The fast CPU path."""
+"""The fast CPU path: fp32 in C (csrc/), other dtypes through the reference's maths.
+
+Legend: T tokens, E experts, D model width, F inner width, W = 2F (gated) or F, N pairs in sorted order.
+"""
+
+import ctypes
+import os
+
+import torch
+from torch import Tensor
 
 from zoo_kernels import reference
+from zoo_kernels.build import BuildError, library
+from zoo_kernels.plan import Plan
 
 route = reference.route
+sort_pairs = reference.sort_pairs
+
+_KINDS = {"silu": 0, "swiglu": 0, "gelu": 1, "geglu": 1, "relu": 2, "reglu": 2, "clamped_swiglu": 3}
+_forked = False
+
+
+class _Ffn(ctypes.Structure):
+    """Mirrors `ffn` of csrc/ffn.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in "tokens experts model inner width threads groups kind gated".split()),
+        ("limit", ctypes.c_float),
+        *(
+            (name, ctypes.c_void_p)
+            for name in "x weight token pair offset win_row w_in w_out b_in b_out hidden y "
+            "dy dx dweight dw_in dw_out db_in db_out".split()
+        ),
+    )
 
 
 def unavailable() -> str:
-    """Why this backend cannot be used here; empty if it can."""
-    return "not built yet"
+    """Why this backend cannot be used here; empty if it can. Builds the library the first time."""
+    try:
+        lib = library()
+    except BuildError as error:
+        return str(error)
+    lib.zoo_tensor.restype = ctypes.c_void_p
+    os.register_at_fork(after_in_child=_after_fork)
+    return ""
+
+
+def _after_fork() -> None:
+    # OpenMP's threads do not survive a fork, and waiting for them would hang: a child computes on one thread
+    global _forked
+    _forked = True
+    library().zoo_pool_after_fork()
+
+
+def _threads() -> int:
+    return 1 if _forked else torch.get_num_threads()
+
+
+_capsule = ctypes.pythonapi.PyCapsule_New
+_capsule.restype, _capsule.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+
+
+def empty(*shape: int) -> Tensor:
+    """An uninitialised fp32 tensor on reused, huge-page memory: fresh pages cost more than what is written into them."""
+    if 0 in shape:
+        return torch.empty(shape)
+    managed = library().zoo_tensor(len(shape), (ctypes.c_int64 * len(shape))(*shape))
+    if not managed:
+        raise MemoryError(f"zoo_kernels: cannot allocate {shape} floats")
+    return torch.utils.dlpack.from_dlpack(_capsule(managed, b"dltensor", None))
+
+
+def _is_fp32(*tensors: Tensor | None) -> bool:
+    return all(tensor is None or tensor.dtype == torch.float32 for tensor in tensors)
+
+
+def _run(tensors: dict[str, Tensor | None], plan: Plan, activation: str, limit: float | None, interleaved: bool) -> None:
+    w_out = tensors["w_out"]
+    experts, model, inner = w_out.shape
+    width = tensors["w_in"].shape[1]
+    if interleaved:
+        tensors["win_row"] = torch.arange(width).view(inner, 2).T.contiguous()
+    threads = _threads()
+    # at least two groups, so that one thread and two give the same bits
+    call = _Ffn(
+        tokens=plan.num_tokens, experts=experts, model=model, inner=inner, width=width, threads=threads,
+        groups=min(max(2, threads), 64), kind=_KINDS[activation], gated=activation in reference.GATED,
+        limit=float("inf") if limit is None else limit, token=plan.token_N.data_ptr(), pair=plan.pair_N.data_ptr(),
+        offset=plan.offset_E1.data_ptr(),
+    )  # fmt: skip
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.numel():
+            setattr(call, name, tensor.data_ptr())
+    if library().zoo_ffn(ctypes.byref(call)):
+        raise MemoryError("zoo_kernels: out of memory")
+
+
+def ffn_forward(
+    x_TD: Tensor,
+    weight_N: Tensor,
+    plan: Plan,
+    w_in: Tensor,
+    w_out: Tensor,
+    b_in: Tensor | None,
+    b_out: Tensor | None,
+    activation: str,
+    limit: float | None,
+    interleaved: bool,
+    keep_hidden: bool,
+) -> tuple[Tensor, Tensor]:
+    """(y_TD, hidden_NW); hidden is empty unless asked for."""
+    inputs = {"x": x_TD, "weight": weight_N, "w_in": w_in, "w_out": w_out, "b_in": b_in, "b_out": b_out}
+    if not _is_fp32(x_TD) or not x_TD.numel():
+        return reference.ffn_forward(x_TD, weight_N, plan, w_in, w_out, b_in, b_out, activation, limit, interleaved, keep_hidden)
+    inputs = {name: None if tensor is None else tensor.float().contiguous() for name, tensor in inputs.items()}
+    hidden_NW = empty(plan.token_N.shape[0] if keep_hidden else 0, w_in.shape[1])
+    y_TD = empty(*x_TD.shape)
+    _run({**inputs, "hidden": hidden_NW, "y": y_TD}, plan, activation, limit, interleaved)
+    return y_TD, hidden_NW
+
+
+def ffn_backward(
+    dy_TD: Tensor,
+    x_TD: Tensor,
+    weight_N: Tensor,
+    plan: Plan,
+    w_in: Tensor,
+    w_out: Tensor,
+    b_in: Tensor | None,
+    b_out: Tensor | None,
+    hidden_NW: Tensor,
+    activation: str,
+    limit: float | None,
+    interleaved: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Gradients of (x, weight, w_in, w_out, b_in, b_out); an empty `hidden_NW` is recomputed."""
+    if not _is_fp32(x_TD) or not x_TD.numel():
+        return reference.ffn_backward(
+            dy_TD, x_TD, weight_N, plan, w_in, w_out, b_in, b_out, hidden_NW, activation, limit, interleaved
+        )
+    inputs = {"x": x_TD, "weight": weight_N, "w_in": w_in, "w_out": w_out, "b_in": b_in, "b_out": b_out}
+    inputs = {name: None if tensor is None else tensor.float().contiguous() for name, tensor in inputs.items()}
+    inputs |= {"dy": dy_TD.contiguous(), "hidden": hidden_NW}
+    dx_TD, dw_in, dw_out = empty(*x_TD.shape), empty(*w_in.shape), empty(*w_out.shape)
+    dweight_N = torch.zeros(weight_N.shape)
+    db_in, db_out = (None if bias is None else empty(*bias.shape) for bias in (b_in, b_out))
+    outputs = {"dx": dx_TD, "dweight": dweight_N, "dw_in": dw_in, "dw_out": dw_out, "db_in": db_in, "db_out": db_out}
+    _run({**inputs, **outputs}, plan, activation, limit, interleaved)
+    return dx_TD, dweight_N.to(weight_N.dtype), dw_in, dw_out, db_in, db_out

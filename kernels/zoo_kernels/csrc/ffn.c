@@ -1,0 +1,254 @@
+// Expert FFN, forward and backward (SonicMoE, arXiv 2512.14080: x, the pre-activation and the plan are all that is kept).
+// The sorted rows are cut into `groups` contiguous ranges of equal cost; a group owns its outputs, and what groups share
+// (y, dx, the weight gradient of an expert on a cut) is summed in the order of the groups: the result depends on the
+// number of groups, never on the threads or on time.
+#include "activation.h"
+#include "pool.h"
+#include <math.h>
+
+typedef struct {
+    int64_t tokens, experts, model, inner, width; // T, E, D, F, W
+    int64_t threads, groups, kind, gated;
+    float limit;
+    const float *x, *weight;                // (T, D), (N,) in original pair order
+    const int64_t *token, *pair, *offset;   // the plan
+    const int64_t *win_row;                 // (W,) row of w_in that holds pre-activation j; NULL if the same
+    const float *w_in, *w_out, *b_in, *b_out;
+    float *hidden;                          // (N, W) or NULL
+    float *y;                               // forward: (T, D)
+    const float *dy;                        // backward from here
+    float *dx, *dweight, *dw_in, *dw_out, *db_in, *db_out;
+} ffn;
+
+enum { ROWS = 512 }; // rows of one expert taken at a time
+enum { ROW_COST = 16 }; // an expert costs as much as this many rows more: its weights are read
+
+typedef struct {
+    float *dw_in, *dw_out, *db_in, *db_out;
+} grads;
+
+typedef struct {
+    int64_t first, stop, expert; // sorted rows, expert of the first row
+    float *sum;                  // this group's share of y or dx
+    float *memory;               // all that follows
+    float *pack, *hidden, *act, *dact, *dhidden, *scale;
+    grads partial; // of `expert`, if it began in an earlier group
+} group;
+
+static int64_t expert_of(const ffn *s, int64_t row) {
+    int64_t low = 0, high = s->experts - 1; // the last expert whose segment starts at or before the row, and is not empty
+    while (low < high) {
+        int64_t mid = (low + high + 1) / 2;
+        if (s->offset[mid] <= row) low = mid;
+        else high = mid - 1;
+    }
+    return low;
+}
+
+// Cuts where the running cost passes g / groups of the total, at the nearest expert boundary if that is close enough.
+static void cut(const ffn *s, group *groups) {
+    int64_t used = s->offset[s->experts], total = 0, seen = 0, g = 1;
+    for (int64_t e = 0; e < s->experts; e++)
+        if (s->offset[e + 1] > s->offset[e]) total += s->offset[e + 1] - s->offset[e] + ROW_COST;
+    double share = (double)total / s->groups, slack = 0.01 * share;
+    groups[0].first = 0;
+    for (int64_t e = 0; e < s->experts; e++) {
+        int64_t rows = s->offset[e + 1] - s->offset[e];
+        if (!rows) continue;
+        for (; g < s->groups && seen + rows + ROW_COST > g * share - slack; g++) {
+            double into = g * share - seen;
+            double past = rows + ROW_COST - into;
+            int64_t row;
+            if (into < slack || (rows < 4 * MR && into < past)) row = s->offset[e];
+            else if (past < slack || rows < 4 * MR) row = s->offset[e + 1];
+            else row = s->offset[e] + (int64_t)fmin(fmax(into - ROW_COST, 0), (double)rows);
+            groups[g].first = row > groups[g - 1].first ? row : groups[g - 1].first;
+        }
+        seen += rows + ROW_COST;
+    }
+    for (; g < s->groups; g++) groups[g].first = used;
+    for (g = 0; g < s->groups; g++) {
+        groups[g].stop = g + 1 < s->groups ? groups[g + 1].first : used;
+        groups[g].expert = used ? expert_of(s, groups[g].first) : 0;
+    }
+}
+
+static float *take(float **memory, int64_t count) {
+    float *here = *memory;
+    *memory += (count + 15) / 16 * 16;
+    return here;
+}
+
+// Lays the group's workspace out; with memory NULL only measures it (in floats).
+static int64_t lay_out(const ffn *s, group *g, int index, float *memory) {
+    float *next = memory;
+    int back = s->dy != NULL;
+    int64_t rows = min64(ROWS, g->stop - g->first);
+    g->memory = memory;
+    g->pack = take(&next, PACK);
+    g->scale = take(&next, rows);
+    g->hidden = take(&next, s->hidden ? 0 : rows * s->width);
+    g->act = take(&next, rows * s->inner);
+    g->dact = take(&next, back ? rows * s->inner : 0);
+    g->dhidden = take(&next, back ? rows * s->width : 0);
+    g->sum = index ? take(&next, s->tokens * s->model) : back ? s->dx : s->y;
+    if (back && g->first < g->stop && g->first > s->offset[g->expert]) {
+        g->partial.dw_in = take(&next, s->width * s->model);
+        g->partial.dw_out = take(&next, s->model * s->inner);
+        g->partial.db_in = take(&next, s->width);
+        g->partial.db_out = take(&next, s->model);
+    }
+    return next - memory;
+}
+
+static void add_to(float *out, const float *in, int64_t count) {
+    for (int64_t i = 0; i < count; i += VL) store_n(out + i, load_n(out + i, count - i) + load_n(in + i, count - i), count - i);
+}
+
+static void axpy(float *out, float scale, const float *in, int64_t count) {
+    for (int64_t i = 0; i < count; i += VL)
+        store_n(out + i, load_n(out + i, count - i) + scale * load_n(in + i, count - i), count - i);
+}
+
+static float dot(const float *a, const float *b, int64_t count) {
+    vec total = {0};
+    for (int64_t i = 0; i < count; i += VL) total += load_n(a + i, count - i) * load_n(b + i, count - i);
+    return sum(total);
+}
+
+// pre-activation of `rows` sorted rows from `row`
+static void up(const ffn *s, const group *g, int64_t e, int64_t row, int64_t rows, float *hidden) {
+    gemm(rows, s->width, s->model, (operand){s->x, s->model, s->token + row, 0},
+         (operand){s->w_in + e * s->width * s->model, s->model, s->win_row, 0}, (result){hidden, s->width, NULL, NULL, 0}, g->pack);
+    if (s->b_in)
+        for (int64_t i = 0; i < rows; i++)
+            for (int64_t j = 0; j < s->width; j++) hidden[i * s->width + j] += s->b_in[e * s->width + (s->win_row ? s->win_row[j] : j)];
+}
+
+#define EVERY_KIND(CALL) \
+    switch (s->kind * 2 + s->gated) { \
+    case SILU * 2: CALL(SILU, 0); break; \
+    case SILU * 2 + 1: CALL(SILU, 1); break; \
+    case GELU * 2: CALL(GELU, 0); break; \
+    case GELU * 2 + 1: CALL(GELU, 1); break; \
+    case RELU * 2: CALL(RELU, 0); break; \
+    case RELU * 2 + 1: CALL(RELU, 1); break; \
+    default: CALL(CLAMPED, 1); \
+    }
+
+static void forward_rows(const ffn *s, const group *g, int64_t e, int64_t row, int64_t rows) {
+    float *hidden = s->hidden ? s->hidden + row * s->width : g->hidden;
+    up(s, g, e, row, rows, hidden);
+#define CALL(KIND, GATED) \
+    for (int64_t i = 0; i < rows; i++) \
+        forward_row(KIND, GATED, s->inner, s->limit, hidden + i * s->width, g->act + i * s->inner)
+    EVERY_KIND(CALL)
+#undef CALL
+    for (int64_t i = 0; i < rows; i++) g->scale[i] = s->weight[s->pair[row + i]];
+    gemm(rows, s->model, s->inner, (operand){g->act, s->inner, NULL, 0},
+         (operand){s->w_out + e * s->model * s->inner, s->inner, NULL, 0},
+         (result){g->sum, s->model, s->token + row, g->scale, 1}, g->pack);
+    if (s->b_out)
+        for (int64_t i = 0; i < rows; i++) axpy(g->sum + s->token[row + i] * s->model, g->scale[i], s->b_out + e * s->model, s->model);
+}
+
+static void backward_rows(const ffn *s, const group *g, int64_t e, int64_t row, int64_t rows, grads d, int add) {
+    const int64_t *token = s->token + row;
+    const float *w_in = s->w_in + e * s->width * s->model, *w_out = s->w_out + e * s->model * s->inner;
+    float *hidden = s->hidden ? s->hidden + row * s->width : g->hidden;
+    if (!s->hidden) up(s, g, e, row, rows, hidden);
+    gemm(rows, s->inner, s->model, (operand){s->dy, s->model, token, 0}, (operand){w_out, s->inner, NULL, 1},
+         (result){g->dact, s->inner, NULL, NULL, 0}, g->pack);
+#define CALL(KIND, GATED) \
+    for (int64_t i = 0; i < rows; i++) { \
+        int64_t pair = s->pair[row + i]; \
+        s->dweight[pair] = backward_row(KIND, GATED, s->inner, s->limit, s->weight[pair], hidden + i * s->width, \
+                                        g->dact + i * s->inner, g->dhidden + i * s->width, g->act + i * s->inner); \
+    }
+    EVERY_KIND(CALL)
+#undef CALL
+    gemm(rows, s->model, s->width, (operand){g->dhidden, s->width, NULL, 0}, (operand){w_in, s->model, s->win_row, 1},
+         (result){g->sum, s->model, token, NULL, 1}, g->pack);
+    gemm(s->width, s->model, rows, (operand){g->dhidden, s->width, NULL, 1}, (operand){s->x, s->model, token, 1},
+         (result){d.dw_in, s->model, s->win_row, NULL, add}, g->pack);
+    gemm(s->model, s->inner, rows, (operand){s->dy, s->model, token, 1}, (operand){g->act, s->inner, NULL, 1},
+         (result){d.dw_out, s->inner, NULL, NULL, add}, g->pack);
+    if (s->b_in) {
+        if (!add) memset(d.db_in, 0, 4 * s->width);
+        for (int64_t i = 0; i < rows; i++)
+            for (int64_t j = 0; j < s->width; j++) d.db_in[s->win_row ? s->win_row[j] : j] += g->dhidden[i * s->width + j];
+    }
+    if (s->b_out) {
+        if (!add) memset(d.db_out, 0, 4 * s->model);
+        for (int64_t i = 0; i < rows; i++) {
+            const float *dy = s->dy + token[i] * s->model;
+            int64_t pair = s->pair[row + i];
+            s->dweight[pair] += dot(dy, s->b_out + e * s->model, s->model);
+            axpy(d.db_out, s->weight[pair], dy, s->model);
+        }
+    }
+}
+
+static grads of_expert(const ffn *s, int64_t e) {
+    return (grads){s->dw_in + e * s->width * s->model, s->dw_out + e * s->model * s->inner,
+                   s->b_in ? s->db_in + e * s->width : NULL, s->b_out ? s->db_out + e * s->model : NULL};
+}
+
+static void run_group(const ffn *s, const group *g, int64_t index) {
+    memset(g->sum, 0, 4 * s->tokens * s->model);
+    for (int64_t e = g->expert, row = g->first; row < g->stop; e++) {
+        int64_t stop = min64(s->offset[e + 1], g->stop), begin = row;
+        if (row == stop) continue;
+        int64_t chunks = (stop - row + ROWS - 1) / ROWS;
+        grads d = {0};
+        if (s->dy) d = row > s->offset[e] ? g->partial : of_expert(s, e);
+        for (int64_t c = 1; c <= chunks; c++) {
+            int64_t end = begin + (stop - begin) * c / chunks;
+            if (s->dy) backward_rows(s, g, e, row, end - row, d, row > begin);
+            else forward_rows(s, g, e, row, end - row);
+            row = end;
+        }
+    }
+    if (!s->dy) return;
+    for (int64_t e = index; e < s->experts; e += s->groups) { // experts without rows
+        if (s->offset[e] != s->offset[e + 1]) continue;
+        grads d = of_expert(s, e);
+        memset(d.dw_in, 0, 4 * s->width * s->model);
+        memset(d.dw_out, 0, 4 * s->model * s->inner);
+        if (s->b_in) memset(d.db_in, 0, 4 * s->width);
+        if (s->b_out) memset(d.db_out, 0, 4 * s->model);
+    }
+}
+
+// Forward if dy is NULL, else backward. Returns 0, or 1 if out of memory.
+int zoo_ffn(const ffn *s) {
+    if (s->groups > 64) return 1;
+    group groups[64] = {{0}};
+    cut(s, groups);
+    int failed = 0;
+    for (int64_t g = 0; g < s->groups; g++) {
+        float *memory = pool_get(4 * lay_out(s, &groups[g], (int)g, NULL));
+        if (memory) lay_out(s, &groups[g], (int)g, memory);
+        else failed = 1;
+    }
+    if (!failed) {
+        int64_t count = s->groups, out = s->tokens * s->model;
+        float *total = groups[0].sum;
+#pragma omp parallel for schedule(static, 1) num_threads(s->threads)
+        for (int64_t g = 0; g < count; g++) run_group(s, &groups[g], g);
+#pragma omp parallel for schedule(static) num_threads(s->threads)
+        for (int64_t block = 0; block < (out + 4095) / 4096; block++)
+            for (int64_t g = 1; g < count; g++)
+                add_to(total + block * 4096, groups[g].sum + block * 4096, min64(4096, out - block * 4096));
+        for (int64_t g = 1; g < count; g++)
+            if (groups[g].partial.dw_in) {
+                grads d = of_expert(s, groups[g].expert);
+                add_to(d.dw_in, groups[g].partial.dw_in, s->width * s->model);
+                add_to(d.dw_out, groups[g].partial.dw_out, s->model * s->inner);
+                if (s->b_in) add_to(d.db_in, groups[g].partial.db_in, s->width);
+                if (s->b_out) add_to(d.db_out, groups[g].partial.db_out, s->model);
+            }
+    }
+    for (int64_t g = 0; g < s->groups; g++) pool_put(groups[g].memory);
+    return failed;
+}

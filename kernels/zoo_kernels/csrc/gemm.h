@@ -1,0 +1,156 @@
+// Single-precision packed GEMM for the pieces of one expert: rows gathered while packing, results scattered while storing.
+// Written with the compiler's vector extensions: AVX-512, AVX2, NEON or whatever else the machine has.
+#ifndef ZOO_GEMM_H
+#define ZOO_GEMM_H
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+enum { VL = 16, NV = 2, MR = 14 }; // 28 of 32 registers accumulate
+#include <immintrin.h>
+#else
+enum { VL = 8, NV = 2, MR = 6 };
+#endif
+enum { NR = VL * NV, KC = 512, MC = 16 * MR, NC = 512 };
+typedef float vec __attribute__((vector_size(4 * VL)));
+typedef int32_t ivec __attribute__((vector_size(4 * VL)));
+typedef float uvec __attribute__((vector_size(4 * VL), aligned(4)));
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 32")
+
+// element (lane i, k) is p[row[i] * ld + k], or p[row[k] * ld + i] if k_major; row == NULL means the identity
+typedef struct {
+    const float *p;
+    int64_t ld;
+    const int64_t *row;
+    int k_major;
+} operand;
+
+// C row i is p[row[i] * ld ...], multiplied by scale[i] if given, added or stored
+typedef struct {
+    float *p;
+    int64_t ld;
+    const int64_t *row;
+    const float *scale;
+    int add;
+} result;
+
+INLINE vec load(const float *p) { return *(const uvec *)p; }
+INLINE void store(float *p, vec v) { *(uvec *)p = v; }
+INLINE const float *row_of(const operand *m, int64_t i) { return m->p + (m->row ? m->row[i] : i) * m->ld; }
+
+INLINE vec zip(vec a, vec b, int high) { // interleaves the low or high halves of a and b
+    ivec mask;
+    UNROLL for (int i = 0; i < VL; i++) mask[i] = (i % 2) * VL + i / 2 + high * (VL / 2);
+    return __builtin_shuffle(a, b, mask);
+}
+
+INLINE void transpose(vec *r) {
+    UNROLL for (int stage = 1; stage < VL; stage *= 2) {
+        vec t[VL];
+        UNROLL for (int i = 0; i < VL / 2; i++) {
+            t[2 * i] = zip(r[i], r[i + VL / 2], 0);
+            t[2 * i + 1] = zip(r[i], r[i + VL / 2], 1);
+        }
+        UNROLL for (int i = 0; i < VL; i++) r[i] = t[i];
+    }
+}
+
+// Packs lanes [first, first + lanes) and k in [k0, k0 + depth) as dst[k * width + lane]; lanes beyond are zero if width
+// is a multiple of VL, otherwise width == lanes and each store runs over into the next k: in order, so all ends well.
+static void pack_panel(const operand *m, int64_t first, int lanes, int width, int64_t k0, int64_t depth, float *dst) {
+    if (m->k_major) {
+        for (int64_t k = 0; k < depth; k++, dst += width) {
+            const float *src = row_of(m, k0 + k) + first;
+            if (lanes == NR && width == NR)
+                UNROLL for (int j = 0; j < NV; j++) store(dst + j * VL, load(src + j * VL));
+            else {
+                int i = 0;
+                for (; i < lanes; i++) dst[i] = src[i];
+                for (; i < width; i++) dst[i] = 0;
+            }
+        }
+        return;
+    }
+    static const float zeros[VL];
+    for (int block = 0; block < width; block += VL) {
+        const float *src[VL];
+        for (int i = 0; i < VL; i++) src[i] = block + i < lanes ? row_of(m, first + block + i) + k0 : NULL;
+        float *out = dst + block;
+        int64_t k = 0;
+        for (; k + VL <= depth; k += VL) {
+            vec r[VL];
+            UNROLL for (int i = 0; i < VL; i++) r[i] = load(src[i] ? src[i] + k : zeros);
+            transpose(r);
+            UNROLL for (int i = 0; i < VL; i++) store(out + (k + i) * width, r[i]);
+        }
+        int here = width - block < VL ? width - block : VL;
+        for (; k < depth; k++)
+            for (int i = 0; i < here; i++) out[k * width + i] = src[i] ? src[i][k] : 0;
+    }
+}
+
+// C (m x n) = A B over `depth`, both packed
+INLINE void micro(const int m, int64_t depth, const float *a, const float *b, float *const *c, const float *scale, int n,
+                  int add) {
+    vec acc[MR][NV];
+    UNROLL for (int i = 0; i < m; i++) UNROLL for (int j = 0; j < NV; j++) acc[i][j] = (vec){0};
+    for (int64_t k = 0; k < depth; k++, a += m, b += NR) {
+        vec bv[NV];
+        UNROLL for (int j = 0; j < NV; j++) bv[j] = *(const vec *)(b + j * VL);
+        UNROLL for (int i = 0; i < m; i++) UNROLL for (int j = 0; j < NV; j++) acc[i][j] += a[i] * bv[j];
+    }
+    UNROLL for (int i = 0; i < m; i++) {
+        if (scale) UNROLL for (int j = 0; j < NV; j++) acc[i][j] *= scale[i];
+        if (n == NR) {
+            UNROLL for (int j = 0; j < NV; j++) store(c[i] + j * VL, add ? load(c[i] + j * VL) + acc[i][j] : acc[i][j]);
+        } else {
+            const float *value = (const float *)acc[i];
+            for (int j = 0; j < n; j++) c[i][j] = add ? c[i][j] + value[j] : value[j];
+        }
+    }
+}
+
+static void tile(int m, int64_t depth, const float *a, const float *b, float *const *c, const float *scale, int n, int add) {
+#define CASE(M) case M: micro(M, depth, a, b, c, scale, n, add); return;
+    switch (m) {
+        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+#ifdef __AVX512F__
+        CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12) CASE(13) CASE(14)
+#endif
+    }
+#undef CASE
+}
+
+enum { PACK_A = MC * KC + VL, PACK_B = NC * KC, PACK = PACK_A + PACK_B + 32 }; // floats of workspace
+
+INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static void gemm(int64_t m, int64_t n, int64_t depth, operand a, operand b, result c, float *workspace) {
+    float *pack_b = workspace, *pack_a = workspace + PACK_B;
+    for (int64_t j0 = 0; j0 < n; j0 += NC) {
+        int64_t nc = min64(NC, n - j0);
+        for (int64_t k0 = 0; k0 < depth; k0 += KC) {
+            int64_t kc = min64(KC, depth - k0);
+            for (int64_t j = 0; j < nc; j += NR)
+                pack_panel(&b, j0 + j, (int)min64(NR, nc - j), NR, k0, kc, pack_b + j * kc);
+            for (int64_t i0 = 0; i0 < m; i0 += MC) {
+                int64_t mc = min64(MC, m - i0);
+                for (int64_t i = 0; i < mc; i += MR) {
+                    int lanes = (int)min64(MR, mc - i);
+                    pack_panel(&a, i0 + i, lanes, lanes, k0, kc, pack_a + i * kc);
+                }
+                for (int64_t j = 0; j < nc; j += NR)
+                    for (int64_t i = 0; i < mc; i += MR) {
+                        int lanes = (int)min64(MR, mc - i);
+                        float *rows[MR];
+                        for (int r = 0; r < lanes; r++)
+                            rows[r] = c.p + (c.row ? c.row[i0 + i + r] : i0 + i + r) * c.ld + j0 + j;
+                        tile(lanes, kc, pack_a + i * kc, pack_b + j * kc, rows, c.scale ? c.scale + i0 + i : NULL,
+                             (int)min64(NR, nc - j), c.add || k0);
+                    }
+            }
+        }
+    }
+}
+#endif
