@@ -1,0 +1,86 @@
+"""`load`: a model with its weights, its task and its preprocessing, ready to be used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zoo import config as zc
+from zoo import registry
+from zoo.hub import folder as fmt
+from zoo.hub import sources
+from zoo.hub.model import Model, instantiate
+from zoo.spec import ModelSpec, TaskSpec, ZooError
+
+
+class Predictor:
+    """A trained model together with what makes sense of its inputs and outputs.
+
+    Attributes:
+        name: what was loaded, for example ``time_series/time_moe_tiny.etth1``.
+        model: the plain module, in eval mode.
+        task: the task object; its `TaskSpec` declares the inputs of `predict`.
+        preprocessing: plain data saved with the weights.
+    """
+
+    def __init__(self, name: str, model: Model, task: Any, task_spec: TaskSpec, preprocessing: zc.Tree) -> None:
+        self.name, self.model, self.task, self.preprocessing = name, model, task, preprocessing
+        self.inputs = {i.name: i for i in task_spec.inputs}
+
+    def predict(self, **inputs: Any) -> Any:
+        """The task's result for its inputs. Raises `ZooError` for an input that is unknown or missing."""
+        for key in inputs:
+            if key not in self.inputs:
+                raise ZooError(f"unknown input '{key}' of {self.name}; {registry.suggest(key, self.inputs)}")
+        if missing := [i for i in self.inputs.values() if i.required and i.name not in inputs]:
+            what = ", ".join(f"{i.name}=... ({i.doc})" if i.doc else f"{i.name}=..." for i in missing)
+            raise ZooError(f"{self.name} needs {what}")
+        given = {name: inputs.get(name, i.default) for name, i in self.inputs.items()}
+        with torch.no_grad():
+            return self.task.predict(self.model, self.preprocessing, given)
+
+    def write(self, result: Any, out: str | Path) -> list[Path]:
+        """Write a result of `predict` as files into the folder ``out``; returns their paths."""
+        paths: list[Path] = self.task.write(result, Path(out))
+        return paths
+
+
+def load(name_or_path: str | Path, device: str | torch.device = "cpu") -> Predictor:
+    """A pretrained model in eval mode.
+
+    Args:
+        name_or_path: ``plugin/model.tag`` (``plugin/model`` means its first tag), a saved folder, a run folder of
+            ``zoo train``, ``local-dir:FOLDER`` or ``hf-hub:ORG/NAME@REVISION``.
+
+    Raises:
+        ZooError: nothing of that name, or weights that are missing, damaged, pickled or of another model.
+    """
+    source = str(name_or_path)
+    name = source
+    registered = registry.split_tag(source)[0] in registry.entries("model")
+    if registered:
+        entry, tag = registry.find_model(source)
+        saved = sources.pretrained(entry, tag)
+    elif source.startswith(("local-dir:", "hf-hub:")):
+        saved = fmt.read(sources.locate(source))
+    elif isinstance(name_or_path, Path) or Path(source).expanduser().exists() or source.startswith((".", "/", "~")):
+        saved = fmt.read(Path(source).expanduser())
+    else:
+        registry.find_model(source)
+        raise AssertionError("unreachable: the name is not registered")
+    if not registered:
+        if saved.name is None:
+            raise ZooError(f"'{source}' was saved from a class that is not registered; use CLASS.from_pretrained")
+        entry, name = registry.find_model(saved.name)[0], saved.name
+    model = instantiate(entry.name, saved, device)
+    return _predictor(name, model, saved, entry)
+
+
+def _predictor(name: str, model: Model, saved: fmt.Saved, entry: registry.Entry) -> Predictor:
+    node = zc.resolve_part("task", saved.task or {"name": registry.full_task(entry)}, "task")
+    assert node is not None and isinstance(entry.spec, ModelSpec)
+    task_spec = registry.find("task", node["name"]).spec
+    assert isinstance(task_spec, TaskSpec)
+    return Predictor(name, model, zc.build("task", node), task_spec, saved.preprocessing)
