@@ -1,4 +1,4 @@
-"""The Triton path: NVIDIA sm_80 and newer, AMD CDNA. Imported by `zoo_kernels.ops` on demand; nothing else imports it."""
+"""The Triton path (NVIDIA sm_80 and newer, AMD CDNA). `zoo_kernels.ops` imports it on demand, nothing else does."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Gather and combine: rows of tokens in plan order, and each token's weighted sum of its rows, in fp32, without atomics.
+"""Gather and combine: rows of tokens in plan order, and each token's weighted sum of its rows, in fp32, no atomics.
 
 A token's pairs are found by one stable sort of the tokens of the plan, so expert choice needs no other kernel.
 Shape suffixes: T tokens, N pairs, D model.
@@ -35,12 +35,12 @@ def combine_kernel(
     tl.store(y_ptr + token * D + col, tl.sum(acc, axis=0).to(y_ptr.dtype.element_ty), mask=in_cols)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def expand_kernel(
     x_ptr, token_ptr, pair_ptr, weight_ptr, rows_ptr, out_ptr, dweight_ptr, used_ptr, N, D, stride_x, stride_rows,
     HAS_WEIGHT: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """out[i] = x[token[i]], zero for unused pairs; with weights also times weight[pair[i]], and dweight = <x[token], rows>."""
+    """out[i] = x[token[i]], zero if unused; with weights times weight[pair[i]], and dweight = <x[token], rows>."""
     row = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)
     in_rows = row < N
     used = row < tl.load(used_ptr)
@@ -64,7 +64,7 @@ def expand_kernel(
 
 
 def by_token(plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
-    """(order_N, start_T1): token t owns the sorted positions order_N[start_T1[t] : start_T1[t + 1]], in expert order."""
+    """(order_N, start_T1): token t owns the positions order_N[start_T1[t] : start_T1[t + 1]], in expert order."""
     token_N = torch.where(used_mask(plan), plan.token_N, plan.num_tokens).to(torch.int32)
     sorted_N, order_N = token_N.sort(stable=True)
     tokens = torch.arange(plan.num_tokens + 1, device=token_N.device, dtype=torch.int32)
@@ -89,7 +89,7 @@ def combine_rows(rows_ND: torch.Tensor, weight_N: torch.Tensor | None, plan: Pla
 def expand_rows(
     x_TD: torch.Tensor, plan: Plan, rows_ND: torch.Tensor | None = None, weight_N: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N, D) x[token], zero for unused pairs; with weights (original pair order) times them, and <x[token], rows> (N,)."""
+    """(N, D) x[token], zero for unused pairs; with weights (pair order) times them, and <x[token], rows> (N,)."""
     num_pairs, width = plan.token_N.shape[0], x_TD.shape[1]
     out_ND = x_TD.new_empty(num_pairs, width)
     dweight_N = x_TD.new_empty(0) if weight_N is None else torch.empty_like(weight_N)

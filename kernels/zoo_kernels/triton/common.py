@@ -17,7 +17,7 @@ UNGATED = ("gelu", "relu", "silu")
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, tile: Tile | None = None, **constants: Any) -> None:
-    """Runs `kernel` over `grid`; an empty grid (no tokens) runs nothing. Every launch of the package goes through here."""
+    """Runs `kernel` over `grid`; nothing if it is empty (no tokens). All launches of the package go through here."""
     if math.prod(grid) == 0:
         return
     if tile is not None:

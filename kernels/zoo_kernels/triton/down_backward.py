@@ -1,7 +1,7 @@
 """The fused backward of the down projection (SonicMoE, arXiv 2512.14080, section 3): nothing of slots x model width.
 
-One pass over a tile reads dy through the gather and H, and writes dH, the weighted activation w * A (for dW_out), and the
-router gradient as the inner product ds = <dA', A> (+ <dy, b_out>), where dA' = dy W_out and A is recomputed from H.
+One pass over a tile reads dy through the gather and H, and writes dH, the weighted activation w * A (for dW_out), and
+the router gradient as the inner product ds = <dA', A> (+ <dy, b_out>), where dA' = dy W_out and A is recomputed from H.
 Shape suffixes: N pairs, E experts, D model, F inner.
 """
 
@@ -12,7 +12,7 @@ from .common import activate, activate_backward, load_pair, store_pair
 from .quant import load_weight
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_m", "N"])
 def down_backward_kernel(
     dy_ptr, token_ptr, pair_ptr, weight_ptr, w_ptr, bias_ptr, h_ptr, dh_ptr, a_ptr, ds_ptr,
     offset_ptr, tile_expert_ptr, tile_row_ptr,
@@ -28,9 +28,10 @@ def down_backward_kernel(
     if expert < 0:
         return
     end = tl.load(offset_ptr + expert + 1)
-    row = tl.load(tile_row_ptr + pid_m).to(tl.int64) + tl.arange(0, BM)
-    in_rows = row < end
-    token = tl.load(token_ptr + row, mask=in_rows, other=0)
+    first = tl.load(tile_row_ptr + pid_m).to(tl.int64)
+    local = tl.arange(0, BM)
+    in_rows = local < end - first
+    token = tl.load(token_ptr + first + local, mask=in_rows, other=0)
     col = pid_n * BN + tl.arange(0, BN)
     in_cols = col < F
     k = tl.arange(0, BK)
@@ -44,20 +45,20 @@ def down_backward_kernel(
         w = load_weight(w_ptr, col, d, D, in_cols, stride_wf, stride_wd, dy.dtype, "float", EVEN, BK)
         dact = tl.dot(dy, w, dact, input_precision=PRECISION)
     width = 2 * F if HAS_UP else F
-    gate, up = load_pair(h_ptr + row * width, pid_n * BN, in_rows, F, HAS_UP, INTERLEAVED, BN)
+    gate, up = load_pair(h_ptr + first * width + local * width, pid_n * BN, in_rows, F, HAS_UP, INTERLEAVED, BN)
     act = activate(gate, up, limit, ACT, HAS_UP, HAS_LIMIT)
-    ds = tl.sum(tl.where(in_cols[None, :], dact * act, 0.0), axis=1)
-    if HAS_BIAS:
+    ds = tl.sum(dact * act, axis=1)
+    if HAS_BIAS:  # noqa: SIM102 - one is known when compiling, the other when running
         if pid_n == 0:
             for d in range(0, D, BK):
                 mask = d + k < D
                 dy = tl.load(dy_ptrs + d, mask=mask[None, :], other=0.0).to(tl.float32)
                 bias = tl.load(bias_ptr + expert.to(tl.int64) * D + d + k, mask=mask, other=0.0).to(tl.float32)
                 ds += tl.sum(dy * bias[None, :], axis=1)
-    pair = tl.load(pair_ptr + row, mask=in_rows, other=0)
+    pair = tl.load(pair_ptr + first + local, mask=in_rows, other=0)
     weight = tl.load(weight_ptr + pair, mask=in_rows, other=0.0).to(tl.float32)[:, None]
     tl.store(ds_ptr + pid_n.to(tl.int64) * N + pair, ds, mask=in_rows)
-    a_ptrs = a_ptr + row[:, None] * F + col[None, :]
+    a_ptrs = a_ptr + first * F + local[:, None] * F + col[None, :]
     tl.store(a_ptrs, (act * weight).to(a_ptr.dtype.element_ty), mask=in_rows[:, None] & in_cols[None, :])
     dgate, dup = activate_backward(gate, up, dact * weight, limit, ACT, HAS_UP, HAS_LIMIT)
-    store_pair(dh_ptr + row * width, dgate, dup, pid_n * BN, in_rows, F, HAS_UP, INTERLEAVED, BN)
+    store_pair(dh_ptr + first * width + local * width, dgate, dup, pid_n * BN, in_rows, F, HAS_UP, INTERLEAVED, BN)

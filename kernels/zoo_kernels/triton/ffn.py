@@ -1,4 +1,4 @@
-"""The expert FFN on the host: what is launched, in which order, on which tiles. No host sync, so CUDA graphs can capture it.
+"""The expert FFN on the host: what is launched, in which order, on which tiles; no host sync, so CUDA graphs work.
 
 Same signatures and meaning as `zoo_kernels.reference`: `ffn_forward` and `ffn_backward`.
 Shape suffixes: T tokens, N pairs, E experts, D model, F inner, W = 2F (gated) or F.

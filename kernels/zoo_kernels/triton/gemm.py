@@ -13,7 +13,7 @@ from .plan import row_tiles
 from .quant import load_weight, weight_kind
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_m"])
 def gemm_kernel(
     a_ptr, token_ptr, w_ptr, scale_ptr, bias_ptr, y_ptr, offset_ptr, tile_expert_ptr, tile_row_ptr,
     R, C, num_m, num_n, stride_an, stride_we, stride_wc, stride_wr, stride_yn,
@@ -28,13 +28,16 @@ def gemm_kernel(
     if expert < 0:
         return
     end = tl.load(offset_ptr + expert + 1)
-    row = tl.load(tile_row_ptr + pid_m).to(tl.int64) + tl.arange(0, BM)
-    in_rows = row < end
-    # Rows past the end read row 0 instead of a mask: they are never stored.
-    source = tl.load(token_ptr + row, mask=in_rows, other=0) if GATHER else tl.where(in_rows, row, 0)
+    first = tl.load(tile_row_ptr + pid_m).to(tl.int64)
+    local = tl.arange(0, BM)
+    in_rows = local < end - first
+    # Rows past the end read the first row instead of a mask: they are never stored.
+    source = tl.load(token_ptr + first + local, mask=in_rows, other=0) if GATHER else tl.where(in_rows, local, 0)
     col = pid_n * BN + tl.arange(0, BN)
     in_cols = col < C
     k = tl.arange(0, BK)
+    if not GATHER:
+        a_ptr += first * stride_an
     a_ptrs = a_ptr + source[:, None] * stride_an + k[None, :]
     w_ptr += expert.to(tl.int64) * stride_we
     acc = tl.zeros((BM, BN), dtype=tl.float32)
@@ -48,7 +51,7 @@ def gemm_kernel(
         acc *= tl.load(scale_ptr + expert * C + col, mask=in_cols, other=0.0).to(tl.float32)[None, :]
     if HAS_BIAS:
         acc += tl.load(bias_ptr + expert * C + col, mask=in_cols, other=0.0).to(tl.float32)[None, :]
-    y_ptrs = y_ptr + row[:, None] * stride_yn + col[None, :]
+    y_ptrs = y_ptr + first * stride_yn + local[:, None] * stride_yn + col[None, :]
     tl.store(y_ptrs, acc.to(y_ptr.dtype.element_ty), mask=in_rows[:, None] & in_cols[None, :])
 
 
@@ -61,7 +64,7 @@ def grouped_gemm(
     scale: torch.Tensor | None = None,
     gather: bool = False,
 ) -> torch.Tensor:
-    """(N, C) = rows (N, R), or (T, R) read through the plan, times weight (E, C, R), any strides; unused rows hold anything."""
+    """(N, C) = rows (N, R), or (T, R) through the plan, times weight (E, C, R), any strides; unused rows: anything."""
     num_pairs, columns = plan.token_N.shape[0], weight.shape[1]
     contracted = rows.shape[1]
     y_NC = rows.new_empty(num_pairs, columns)

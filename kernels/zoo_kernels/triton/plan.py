@@ -1,8 +1,8 @@
 """Plan kernels: histogram -> scan -> scatter, then the list of row tiles. No atomics whose order matters, no host sync.
 
-A block of BLOCK pairs counts its experts, a scan over (expert, block) gives every block its first position of every expert, and
-a pair's rank inside its block is the number of earlier pairs of the block with the same expert: the sort is stable and bitwise
-deterministic. Unused slots count as one more expert, so they end up last.
+A block of BLOCK pairs counts its experts, a scan over (expert, block) gives every block its first position of every
+expert, and a pair's rank inside its block is the number of earlier pairs of the block with the same expert: the sort is
+stable and bitwise deterministic. Unused slots count as one more expert, so they end up last.
 Shape suffixes: E experts, N pairs, B blocks, M row tiles or chunks.
 """
 
@@ -27,7 +27,7 @@ def load_expert(index_ptr, used_ptr, pair, num_pairs, num_experts, HAS_USED: tl.
     return tl.where(pair < num_pairs, expert, num_experts + 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_pairs", "num_blocks"])
 def histogram_kernel(
     index_ptr, used_ptr, count_ptr, num_pairs, num_experts, num_blocks,
     HAS_USED: tl.constexpr, BLOCK: tl.constexpr, BINS: tl.constexpr,
@@ -40,7 +40,7 @@ def histogram_kernel(
     tl.store(count_ptr + bins * num_blocks + block, tl.histogram(expert, BINS), mask=bins <= num_experts)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_pairs", "num_blocks"])
 def scatter_kernel(
     index_ptr, used_ptr, last_ptr, count_ptr, pair_ptr, num_pairs, num_experts, num_blocks,
     HAS_USED: tl.constexpr, BLOCK: tl.constexpr,
@@ -59,14 +59,14 @@ def scatter_kernel(
     tl.store(pair_ptr + first + rank, pair.to(tl.int64), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["max_tiles", "rows_per_tile"])
 def tile_kernel(
     offset_ptr, expert_ptr, row_ptr, slot_ptr, num_experts, max_tiles, rows_per_tile,
     AT_LEAST: tl.constexpr, HAS_SLOT: tl.constexpr, BINS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Program e lists the tiles of expert e; program E marks the rest of the list with expert -1.
 
-    AT_LEAST = 1 gives an empty expert one tile without rows. HAS_SLOT numbers the tiles of experts that have more than one.
+    AT_LEAST = 1 gives an empty expert one tile without rows. HAS_SLOT numbers the tiles of experts with several.
     """
     expert = tl.program_id(0)
     ids = tl.arange(0, BINS)
@@ -92,7 +92,7 @@ def tile_kernel(
 
 
 class Tiles(NamedTuple):
-    """One expert a tile: tile i holds the rows `row_M[i] ... + rows` (cut at the expert's end) of `expert_M[i]`, -1 for none."""
+    """One expert a tile: tile i starts at `row_M[i]`, cut at the end of its expert `expert_M[i]`; -1 is no tile."""
 
     expert_M: torch.Tensor
     row_M: torch.Tensor
@@ -136,7 +136,7 @@ def row_tiles(offset_E1: torch.Tensor, num_pairs: int, rows: int) -> Tiles:
 
 
 def chunks(offset_E1: torch.Tensor, num_pairs: int, rows: int) -> Tiles:
-    """As `row_tiles`, but an empty expert has one empty chunk, and `slot_M` numbers the chunks of experts with several."""
+    """As `row_tiles`, but an empty expert has an empty chunk; `slot_M` numbers the chunks of experts with several."""
     num_experts = offset_E1.numel() - 1
     return _list_tiles(offset_E1, num_experts, num_pairs // rows + num_experts, rows, at_least=1, has_slot=True)
 

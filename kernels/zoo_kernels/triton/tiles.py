@@ -11,7 +11,7 @@ INTERPRET = triton.knobs.runtime.interpret
 
 
 class Tile(NamedTuple):
-    """`m` rows of one expert x `n` output columns, a K step of `k` two-byte elements; `group` row tiles share weights in L2."""
+    """`m` rows of one expert x `n` columns, K steps of `k` two-byte elements; `group` row tiles share weights in L2."""
 
     m: int
     n: int
@@ -21,7 +21,7 @@ class Tile(NamedTuple):
     group: int = 8
 
 
-# Bound by shared memory: 163 KB on sm_80 (99 KB on its consumer relatives), 227 KB on sm_90 and sm_100, 64 KB on gfx942.
+# Shared memory bounds them: 163 KB on sm_80 (99 KB on its consumer kin), 227 KB on sm_90 and sm_100, 64 KB on gfx942.
 DEFAULT: dict[str, dict[str, Tile]] = {
     "sm_80": {
         "up": Tile(128, 64, 64, 8, 3),

@@ -10,7 +10,7 @@ from .common import activate, store_pair
 from .quant import load_weight
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_m"])
 def up_kernel(
     x_ptr, token_ptr, w_ptr, scale_ptr, bias_ptr, h_ptr, a_ptr, offset_ptr, tile_expert_ptr, tile_row_ptr,
     D, F, num_m, num_n, limit, stride_xt, stride_we, stride_ww, stride_wd,
@@ -26,10 +26,11 @@ def up_kernel(
     if expert < 0:
         return
     end = tl.load(offset_ptr + expert + 1)
-    row = tl.load(tile_row_ptr + pid_m).to(tl.int64) + tl.arange(0, BM)
-    in_rows = row < end
+    first = tl.load(tile_row_ptr + pid_m).to(tl.int64)
+    local = tl.arange(0, BM)
+    in_rows = local < end - first
     # Rows past the end read token 0 instead of a mask: they are never stored.
-    token = tl.load(token_ptr + row, mask=in_rows, other=0)
+    token = tl.load(token_ptr + first + local, mask=in_rows, other=0)
     col = pid_n * BN + tl.arange(0, BN)
     in_cols = col < F
     gate_row = 2 * col if INTERLEAVED else col
@@ -49,17 +50,17 @@ def up_kernel(
             w = load_weight(w_ptr, up_row, d, D, in_cols, stride_ww, stride_wd, x.dtype, WEIGHT, EVEN, BK)
             up = tl.dot(x, w, up, input_precision=PRECISION)
     width = 2 * F if HAS_UP else F
-    first = expert.to(tl.int64) * width
+    channel = expert.to(tl.int64) * width
     if WEIGHT != "float":
-        gate *= tl.load(scale_ptr + first + gate_row, mask=in_cols, other=0.0).to(tl.float32)[None, :]
+        gate *= tl.load(scale_ptr + channel + gate_row, mask=in_cols, other=0.0).to(tl.float32)[None, :]
         if HAS_UP:
-            up *= tl.load(scale_ptr + first + up_row, mask=in_cols, other=0.0).to(tl.float32)[None, :]
+            up *= tl.load(scale_ptr + channel + up_row, mask=in_cols, other=0.0).to(tl.float32)[None, :]
     if HAS_BIAS:
-        gate += tl.load(bias_ptr + first + gate_row, mask=in_cols, other=0.0).to(tl.float32)[None, :]
+        gate += tl.load(bias_ptr + channel + gate_row, mask=in_cols, other=0.0).to(tl.float32)[None, :]
         if HAS_UP:
-            up += tl.load(bias_ptr + first + up_row, mask=in_cols, other=0.0).to(tl.float32)[None, :]
+            up += tl.load(bias_ptr + channel + up_row, mask=in_cols, other=0.0).to(tl.float32)[None, :]
     if SAVE:
-        store_pair(h_ptr + row * width, gate, up, pid_n * BN, in_rows, F, HAS_UP, INTERLEAVED, BN)
+        store_pair(h_ptr + first * width + local * width, gate, up, pid_n * BN, in_rows, F, HAS_UP, INTERLEAVED, BN)
     out = activate(gate, up, limit, ACT, HAS_UP, HAS_LIMIT)
-    a_ptrs = a_ptr + row[:, None] * F + col[None, :]
+    a_ptrs = a_ptr + first * F + local[:, None] * F + col[None, :]
     tl.store(a_ptrs, out.to(a_ptr.dtype.element_ty), mask=in_rows[:, None] & in_cols[None, :])

@@ -1,7 +1,7 @@
 """Weight and bias gradients: the contraction runs over the rows of one expert, so its length is ragged.
 
-An expert's rows are cut into chunks. A lone chunk writes its expert's gradient, zeros when it has no rows; the chunks of a hot
-expert write fp32 partial sums to numbered slots, which one more kernel adds in order: no atomics, bitwise deterministic.
+An expert's rows are cut into chunks. A lone chunk writes its expert's gradient, zeros when it has no rows; the chunks
+of a hot expert write fp32 partial sums to numbered slots, which one more kernel adds in order: no atomics.
 Shape suffixes: N pairs, E experts, P and Q the widths of the two operands, C chunks.
 """
 
@@ -17,7 +17,7 @@ MIN_CHUNK = 512  # rows; shorter chunks would not hide the loads of the pipeline
 PROGRAMS = 256  # one hot expert should still fill the device
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunk_rows"])
 def wgrad_kernel(
     p_ptr, q_ptr, token_ptr, offset_ptr, chunk_expert_ptr, chunk_row_ptr, chunk_slot_ptr, partial_ptr, dw_ptr,
     P, Q, num_p, num_q, chunk_rows, stride_p, stride_q, stride_de, stride_dp, stride_dq,
@@ -42,12 +42,10 @@ def wgrad_kernel(
         row_p = tl.load(token_ptr + row, mask=in_rows, other=0) if GATHER_P else row
         row_q = tl.load(token_ptr + row, mask=in_rows, other=0) if GATHER_Q else row
         # Both are masked: rows past the last used one hold anything, and 0 * NaN is NaN.
-        p = tl.load(
-            p_ptr + row_p[:, None] * stride_p + col_p[None, :], mask=in_rows[:, None] & (col_p < P)[None, :], other=0.0
-        )
-        q = tl.load(
-            q_ptr + row_q[:, None] * stride_q + col_q[None, :], mask=in_rows[:, None] & (col_q < Q)[None, :], other=0.0
-        )
+        mask_p = in_rows[:, None] & (col_p < P)[None, :]
+        mask_q = in_rows[:, None] & (col_q < Q)[None, :]
+        p = tl.load(p_ptr + row_p[:, None] * stride_p + col_p[None, :], mask=mask_p, other=0.0)
+        q = tl.load(q_ptr + row_q[:, None] * stride_q + col_q[None, :], mask=mask_q, other=0.0)
         if UPCAST:
             p, q = p.to(tl.float32), q.to(tl.float32)
         acc = tl.dot(tl.trans(p), q, acc, input_precision=PRECISION)
@@ -60,7 +58,7 @@ def wgrad_kernel(
         tl.store(partial_ptr + slot.to(tl.int64) * P * Q + col_p[:, None] * Q + col_q[None, :], acc, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunk_rows"])
 def reduce_kernel(
     partial_ptr, dw_ptr, offset_ptr, num_experts, P, Q, chunk_rows, stride_de, stride_dp, stride_dq,
     BINS: tl.constexpr, BLOCK: tl.constexpr,
@@ -110,7 +108,7 @@ def bias_kernel(
 def wgrad(
     p: torch.Tensor, q: torch.Tensor, plan: Plan, like: torch.Tensor, *, gather_p: bool = False, gather_q: bool = False
 ) -> torch.Tensor:
-    """(E, P, Q) in the type and strides of `like`: p^T q over the rows of each expert; a gathered operand has T rows, the other N."""
+    """(E, P, Q), typed and strided as `like`: p^T q over the rows of each expert; a gathered operand has T rows."""
     num_pairs, num_experts = plan.token_N.shape[0], plan.num_experts
     width_p, width_q = p.shape[1], q.shape[1]
     dw = torch.empty_like(like)
