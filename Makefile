@@ -24,8 +24,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(INSTALLED)  ## train a small Time-MoE on real series, then evaluate it
-	$(BIN)/zoo train time_series/time_moe_tiny out=runs/demo
-	$(BIN)/zoo eval runs/demo
+	@rm -rf runs/demo
+	$(BIN)/zoo train time_series/time_moe_tiny --out runs/demo
+	$(BIN)/zoo eval runs/demo/time_series/time_moe_tiny
 
 test: lint  ## linters, then the tests
 	$(BIN)/python -m pytest

@@ -45,7 +45,7 @@ def new_plugin(name: str, out: Path) -> list[Path]:
     return written
 
 
-def command(
+def new_plugin_command(
     name: Annotated[str, typer.Argument(help="Name of the plugin, the first half of its models' names.")],
     out: Annotated[Path | None, typer.Option(help="Folder to make.  [default: NAME-for-zoo]")] = None,
 ) -> None:
