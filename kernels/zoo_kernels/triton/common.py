@@ -12,8 +12,7 @@ import triton.language as tl
 
 from .tiles import INTERPRET, Tile
 
-GATED = ("swiglu", "geglu", "reglu", "clamped_swiglu")
-UNGATED = ("gelu", "relu", "silu")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, tile: Tile | None = None, **constants: Any) -> None:
@@ -28,6 +27,12 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, tile: Tile | None = N
             kernel[grid](*args, **constants)
     else:
         kernel[grid](*args, **constants)
+
+
+def check_dtype(dtype: torch.dtype) -> None:
+    """Raises TypeError, with the remedy, for what the kernels would silently compute in fp32."""
+    if dtype not in DTYPES:
+        raise TypeError(f"zoo_kernels: the triton path has no {dtype}; pass backend='reference' or cast to float32")
 
 
 def upcast(dtype: torch.dtype) -> bool:

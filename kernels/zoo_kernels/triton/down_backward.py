@@ -12,6 +12,23 @@ from .common import activate, activate_backward, load_pair, store_pair
 from .quant import load_weight
 
 
+@triton.jit
+def finish(
+    dact, weight, h_ptr, dh_ptr, a_ptr, start, first, local, in_rows, F, limit,
+    ACT: tl.constexpr, HAS_UP: tl.constexpr, INTERLEAVED: tl.constexpr, HAS_LIMIT: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Writes w * A and dH of BN columns of a tile and returns their part of <dA', A>."""
+    width = 2 * F if HAS_UP else F
+    gate, up = load_pair(h_ptr + first * width + local * width, start, in_rows, F, HAS_UP, INTERLEAVED, BN)
+    act = activate(gate, up, limit, ACT, HAS_UP, HAS_LIMIT)
+    col = start + tl.arange(0, BN)
+    a_ptrs = a_ptr + first * F + local[:, None] * F + col[None, :]
+    tl.store(a_ptrs, (act * weight[:, None]).to(a_ptr.dtype.element_ty), mask=in_rows[:, None] & (col < F)[None, :])
+    dgate, dup = activate_backward(gate, up, dact * weight[:, None], limit, ACT, HAS_UP, HAS_LIMIT)
+    store_pair(dh_ptr + first * width + local * width, dgate, dup, start, in_rows, F, HAS_UP, INTERLEAVED, BN)
+    return tl.sum(dact * act, axis=1)
+
+
 @triton.jit(do_not_specialize=["num_m", "N"])
 def down_backward_kernel(
     dy_ptr, token_ptr, pair_ptr, weight_ptr, w_ptr, bias_ptr, h_ptr, dh_ptr, a_ptr, ds_ptr,
@@ -44,10 +61,19 @@ def down_backward_kernel(
             dy = dy.to(tl.float32)
         w = load_weight(w_ptr, col, d, D, in_cols, stride_wf, stride_wd, dy.dtype, "float", EVEN, BK)
         dact = tl.dot(dy, w, dact, input_precision=PRECISION)
-    width = 2 * F if HAS_UP else F
-    gate, up = load_pair(h_ptr + first * width + local * width, pid_n * BN, in_rows, F, HAS_UP, INTERLEAVED, BN)
-    act = activate(gate, up, limit, ACT, HAS_UP, HAS_LIMIT)
-    ds = tl.sum(dact * act, axis=1)
+    pair = tl.load(pair_ptr + first + local, mask=in_rows, other=0)
+    weight = tl.load(weight_ptr + pair, mask=in_rows, other=0.0).to(tl.float32)
+    # Half a tile at a time: H, A, dH and dA' of a whole one do not fit into the registers.
+    left, right = tl.split(tl.permute(tl.reshape(dact, (BM, 2, BN // 2)), (0, 2, 1)))
+    start = pid_n * BN
+    ds = finish(
+        left, weight, h_ptr, dh_ptr, a_ptr, start, first, local, in_rows, F, limit,
+        ACT, HAS_UP, INTERLEAVED, HAS_LIMIT, BN // 2,
+    )  # fmt: skip
+    ds += finish(
+        right, weight, h_ptr, dh_ptr, a_ptr, start + BN // 2, first, local, in_rows, F, limit,
+        ACT, HAS_UP, INTERLEAVED, HAS_LIMIT, BN // 2,
+    )  # fmt: skip
     if HAS_BIAS:  # noqa: SIM102 - one is known when compiling, the other when running
         if pid_n == 0:
             for d in range(0, D, BK):
@@ -55,10 +81,4 @@ def down_backward_kernel(
                 dy = tl.load(dy_ptrs + d, mask=mask[None, :], other=0.0).to(tl.float32)
                 bias = tl.load(bias_ptr + expert.to(tl.int64) * D + d + k, mask=mask, other=0.0).to(tl.float32)
                 ds += tl.sum(dy * bias[None, :], axis=1)
-    pair = tl.load(pair_ptr + first + local, mask=in_rows, other=0)
-    weight = tl.load(weight_ptr + pair, mask=in_rows, other=0.0).to(tl.float32)[:, None]
     tl.store(ds_ptr + pid_n.to(tl.int64) * N + pair, ds, mask=in_rows)
-    a_ptrs = a_ptr + first * F + local[:, None] * F + col[None, :]
-    tl.store(a_ptrs, (act * weight).to(a_ptr.dtype.element_ty), mask=in_rows[:, None] & in_cols[None, :])
-    dgate, dup = activate_backward(gate, up, dact * weight, limit, ACT, HAS_UP, HAS_LIMIT)
-    store_pair(dh_ptr + first * width + local * width, dgate, dup, pid_n * BN, in_rows, F, HAS_UP, INTERLEAVED, BN)

@@ -18,14 +18,6 @@ from .quant import weight_kind
 from .up import up_kernel
 from .wgrad import bias_grad, wgrad
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-
-
-def check_dtype(dtype: torch.dtype) -> None:
-    """Raises TypeError, with the remedy, for what the kernels would silently compute in fp32."""
-    if dtype not in DTYPES:
-        raise TypeError(f"zoo_kernels: the triton path has no {dtype}; pass backend='reference' or cast to float32")
-
 
 def ffn_forward(
     x_TD: torch.Tensor,
@@ -42,7 +34,7 @@ def ffn_forward(
     scales: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(y_TD, hidden_NW); hidden is empty unless asked for. `scales` ((E, W), (E, D)) come with quantised weights."""
-    check_dtype(x_TD.dtype)
+    common.check_dtype(x_TD.dtype)
     x_TD = x_TD.contiguous()
     num_pairs, model = plan.token_N.shape[0], x_TD.shape[1]
     width = w_in.shape[1]
@@ -81,7 +73,7 @@ def ffn_backward(
     interleaved: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """Gradients of (x, weight, w_in, w_out, b_in, b_out); an empty `hidden_NW` is recomputed."""
-    check_dtype(x_TD.dtype)
+    common.check_dtype(x_TD.dtype)
     x_TD, dy_TD = x_TD.contiguous(), dy_TD.contiguous()
     num_pairs, model = plan.token_N.shape[0], x_TD.shape[1]
     inner = w_out.shape[2]

@@ -30,15 +30,15 @@ DEFAULT: dict[str, dict[str, Tile]] = {
         "wgrad": Tile(128, 128, 32, 8, 3),
     },
     "sm_90": {
-        "up": Tile(128, 64, 64, 8, 4),
-        "gemm": Tile(128, 128, 64, 8, 4),
-        "down_backward": Tile(128, 64, 64, 8, 4),
+        "up": Tile(128, 64, 64, 8, 3),
+        "gemm": Tile(128, 128, 64, 8, 3),
+        "down_backward": Tile(128, 64, 64, 8, 3),
         "wgrad": Tile(128, 128, 64, 8, 3),
     },
     "sm_100": {
-        "up": Tile(128, 64, 64, 8, 4),
-        "gemm": Tile(128, 128, 64, 8, 4),
-        "down_backward": Tile(128, 64, 64, 8, 4),
+        "up": Tile(128, 64, 64, 8, 3),
+        "gemm": Tile(128, 128, 64, 8, 3),
+        "down_backward": Tile(128, 64, 64, 8, 3),
         "wgrad": Tile(128, 128, 64, 8, 3),
     },
     "gfx942": {
@@ -49,6 +49,7 @@ DEFAULT: dict[str, dict[str, Tile]] = {
     },
     "interpret": {name: Tile(16, 32, 32, 4, 1) for name in ("up", "gemm", "down_backward", "wgrad")},
 }
+TMA = {"sm_90", "sm_100"}
 TUNED: dict[tuple[str, str, torch.dtype], Tile] = {}
 
 
