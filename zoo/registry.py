@@ -226,6 +226,11 @@ def list_models(pattern: str = "*", *, task: str | None = None, pretrained: bool
     return names
 
 
+def list_datasets(pattern: str = "*") -> list[str]:
+    """Names of data sets that match a wildcard."""
+    return [name for name in entries("data set") if fnmatch.fnmatch(name, pattern)]
+
+
 def full_task(entry: Entry) -> str:
     """Full name of a model's task: a bare name is one of the model's own plugin."""
     task = entry.spec.task

@@ -23,10 +23,12 @@ class Weights:
     """Where the weights of a pretrained tag lie.
 
     ``source`` is ``"bundled:FOLDER"`` (inside the plugin's package), ``"local-dir:FOLDER"`` or
-    ``"hf-hub:ORG/NAME@REVISION"``. A foreign checkpoint names the importer that reads it (see `Importer`).
+    ``"hf-hub:ORG/NAME@REVISION"``. A foreign checkpoint names the importer that reads it (see `Importer`). ``recipe``
+    is the one that trained it; its data are what `zoo eval` uses unless told otherwise.
     """
 
     source: str
+    recipe: str = ""
     data: str = ""
     licence: str = ""
     importer: str = ""

@@ -14,6 +14,7 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from zoo_kernels import cpu, reference
 from zoo_kernels.plan import Plan
@@ -59,7 +60,6 @@ def _warn_once(message: str) -> None:
     warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
-@torch.compiler.assume_constant_result
 def _resolve(asked: str | None, device: str) -> str:
     asked = asked or os.environ.get("ZOO_KERNELS_BACKEND") or None
     _check("backend", asked, (*BACKENDS, None))
@@ -71,6 +71,10 @@ def _resolve(asked: str | None, device: str) -> str:
         _warn_once(f"zoo_kernels: backend '{wanted}' is not available ({why}); using plain PyTorch, which is slower")
         return "reference"
     return wanted
+
+
+# What torch.compiler.assume_constant_result sets; calling it would import dynamo, 1.5 s for everybody.
+_resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _check(what: str, value: object, known: tuple[object, ...]) -> None:
@@ -303,7 +307,7 @@ def expert_ffn(
         limit = 7.0
     if activation in reference.UNGATED and (limit is not None or interleaved):
         raise ValueError(f"zoo_kernels: limit and interleaved need a gated activation, not '{activation}'")
-    if torch.is_autocast_enabled(x_TD.device.type):
+    if x_TD.device.type != "meta" and torch.is_autocast_enabled(x_TD.device.type):
         dtype = torch.get_autocast_dtype(x_TD.device.type)
         x_TD, w_in, w_out = x_TD.to(dtype), w_in.to(dtype), w_out.to(dtype)
         b_in, b_out = (None if bias is None else bias.to(dtype) for bias in (b_in, b_out))
@@ -351,3 +355,9 @@ def _check_shapes(
             raise ValueError(f"zoo_kernels: {name} has shape {tuple(tensor.shape)}, expected {shape}")
         if name != "weight" and tensor.dtype != x_TD.dtype:
             raise ValueError(f"zoo_kernels: {name} is {tensor.dtype} but x is {x_TD.dtype}; cast one of them")
+
+
+@register_flop_formula(torch.ops.zoo.expert_ffn)
+def _expert_ffn_flops(x_TD, weight_N, token_N, pair_N, offset_E1, w_in, w_out, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
+    """For `torch.utils.flop_counter`: every pair is taken as used (a multiply-add is 2). Arguments are shapes."""
+    return 2 * token_N[0] * (w_in[1] * w_in[2] + w_out[1] * w_out[2])

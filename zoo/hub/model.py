@@ -40,6 +40,11 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="moe-zoo", tags=["mixt
         self.zoo_name: str | None = None
         self.saved_with: dict[str, Any] = {}
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next((t.device for t in (*self.parameters(), *self.buffers())), torch.device("cpu"))
+
     def dummy_inputs(self, batch_size: int = 2) -> dict[str, Tensor]:
         """Small valid arguments of ``forward``, by name; each model gives its own."""
         raise TypeError(f"{type(self).__name__} does not say what its inputs are; define dummy_inputs")

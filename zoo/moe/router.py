@@ -5,6 +5,7 @@ Shapes: T tokens, K slots, E experts, D model width.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,6 +15,11 @@ from torch import Tensor, nn
 
 from zoo.moe.types import RouteContext, RouterOutput
 from zoo.spec import ZooError
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Switches autocast off; the meta device knows none."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 class TopK(nn.Module):
@@ -52,7 +58,7 @@ class TopK(nn.Module):
 
     def forward(self, x_TD: Tensor, valid_T: Tensor, ctx: RouteContext, state: Any = None) -> RouterOutput:
         c = self.config
-        with torch.autocast(x_TD.device.type, enabled=False):
+        with full_precision(x_TD.device):
             logits_TE = F.linear(x_TD.float(), self.weight.float())
             scores_TE = logits_TE.sigmoid() if c.score == "sigmoid" else logits_TE.softmax(-1)
             select_TE = scores_TE if c.order == "score_then_topk" else logits_TE

@@ -1,0 +1,106 @@
+"""Forecasting with mixtures of experts: the manifest. Importing it needs no torch."""
+
+from zoo.spec import API, DataFile, DatasetSpec, Input, ModelSpec, Plugin, TaskSpec, Weights
+from zoo_time_series.importers import TIME_MOE
+
+_TIME_MOE = "zoo_time_series.models.time_moe:TimeMoE"
+_PAPER = "Time-MoE, arXiv:2409.16040"
+_PUBLIC = "Time-300B"
+
+plugin = Plugin(
+    api=API,
+    doc="forecasters of univariate and multivariate series, with baselines and the field's protocols",
+    models=(
+        ModelSpec(
+            "time_moe_tiny",
+            _TIME_MOE,
+            "forecasting",
+            "Time-MoE at a size that trains on a laptop",
+            _PAPER,
+            pretrained={
+                "etth1": Weights(
+                    "bundled:weights/time_moe_tiny.etth1", "time_series/time_moe_etth1", "ETTh1", "data: CC BY-ND 4.0"
+                )
+            },
+        ),
+        ModelSpec(
+            "time_moe_base",
+            _TIME_MOE,
+            "forecasting",
+            "113M parameters, 50M active: published as TimeMoE-50M",
+            _PAPER,
+            pretrained={
+                "maple728": Weights(
+                    "hf-hub:Maple728/TimeMoE-50M", data=_PUBLIC, licence="Apache-2.0", importer="public"
+                )
+            },
+            importers={"public": TIME_MOE},
+        ),
+        ModelSpec(
+            "time_moe_large",
+            _TIME_MOE,
+            "forecasting",
+            "453M parameters, 198M active: published as TimeMoE-200M",
+            _PAPER,
+            pretrained={
+                "maple728": Weights(
+                    "hf-hub:Maple728/TimeMoE-200M", data=_PUBLIC, licence="Apache-2.0", importer="public"
+                )
+            },
+            importers={"public": TIME_MOE},
+        ),
+        ModelSpec(
+            "time_moe_ultra",
+            _TIME_MOE,
+            "forecasting",
+            "2.4B parameters, 1.1B active: described in the paper, weights not released",
+            _PAPER,
+        ),
+        ModelSpec("naive", "zoo_time_series.models.baselines:Naive", "forecasting", "repeats the last value"),
+        ModelSpec(
+            "seasonal_naive", "zoo_time_series.models.baselines:SeasonalNaive", "forecasting", "repeats the last season"
+        ),
+        ModelSpec(
+            "ridge", "zoo_time_series.models.baselines:Ridge", "forecasting", "closed-form linear map, strength by validation"
+        ),
+        ModelSpec(
+            "dlinear",
+            "zoo_time_series.models.dlinear:DLinear",
+            "forecasting",
+            "trend and remainder, a linear map each",
+            "arXiv:2205.13504",
+        ),
+    ),
+    datasets=(
+        DatasetSpec(
+            "statsmodels",
+            "zoo_time_series.data.statsmodels:Statsmodels",
+            "weekly CO2, monthly El Nino or yearly sunspots; ships with statsmodels",
+            "public domain, as statsmodels states",
+            requires=("pandas", "statsmodels"),
+        ),
+        DatasetSpec(
+            "ett",
+            "zoo_time_series.data.ett:Ett",
+            "electricity transformer temperature, 7 variates",
+            "CC BY-ND 4.0",
+            files=tuple(DataFile(f"time_series/ETT-small/{name}.csv") for name in ("ETTh1", "ETTh2", "ETTm1", "ETTm2")),
+            requires=("pandas",),
+        ),
+        DatasetSpec("csv", "zoo_time_series.data.csv:Csv", "your own table, wide or long, CSV or parquet", requires=("pandas",)),
+    ),
+    tasks=(
+        TaskSpec(
+            "forecasting",
+            "zoo_time_series.tasks.forecasting:Forecasting",
+            "point forecasts of any horizon",
+            inputs=(
+                Input("input", "CSV or parquet file, wide or long (in Python also a data frame)", required=True),
+                Input("horizon", "points to forecast; by default the horizon it was trained for"),
+                Input("time", "name of the time column; found when not given"),
+                Input("columns", "columns to forecast, comma-separated; by default all numeric ones"),
+            ),
+            requires=("pandas",),
+        ),
+    ),
+)

@@ -1,0 +1,36 @@
+"""What every forecaster offers. B windows, L past points, H horizon; all values are standardised floats."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from zoo.hub import Model
+from zoo.moe import Routing
+
+
+class Prediction(NamedTuple):
+    """Predictions of one head beside their targets, of any equal shape; ``valid`` marks the targets that count."""
+
+    predicted: Tensor
+    target: Tensor
+    valid: Tensor
+
+
+class Forecaster(Model):
+    """A model of univariate windows; the variates of a multivariate series are windows of their own."""
+
+    def training_predictions(
+        self, past_BL: Tensor, past_valid_BL: Tensor, future_BH: Tensor, future_valid_BH: Tensor
+    ) -> tuple[list[Prediction], Routing]:
+        """Predictions to learn from, one a head. By default the forecast itself."""
+        return [Prediction(self.forecast(past_BL, past_valid_BL, future_BH.shape[1]), future_BH, future_valid_BH)], ()
+
+    def forecast(self, past_BL: Tensor, past_valid_BL: Tensor, horizon: int, season_B: Tensor | None = None) -> Tensor:
+        """The next ``horizon`` points, (B, horizon). Invalid past points hold 0."""
+        raise TypeError(f"{type(self).__name__} does not forecast")
+
+    def dummy_inputs(self, batch_size: int = 2, length: int = 64) -> dict[str, Tensor]:
+        return {"x_BL": torch.randn(batch_size, length)}

@@ -1,0 +1,155 @@
+"""Point forecasting: the objective, the field's metrics, the naive rivals, and forecasts for a user's file.
+
+Shapes: B windows, L past points, H horizon.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
+
+from zoo.hub import create_model
+from zoo.metrics import MASE, SMAPE
+from zoo.spec import ZooError
+from zoo.train.sampling import spread
+from zoo.train.task import Batch, Loss, Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from zoo_time_series.data.frame import Context
+
+
+@dataclass
+class Forecast:
+    """The forecasts of a table's series beside the context they continue."""
+
+    context: Context
+    values_SH: Tensor
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """In original units, in the layout of the input: wide, or long with ``unique_id``, time and ``y``."""
+        return self.context.to_frame(self.values_SH)
+
+
+class Forecasting(Task):
+    """Args (config):
+    objective: ``huber`` (delta below) or ``mse``, averaged over heads, each over its valid targets.
+    window_norm: give the model windows standardised by their own valid past points, and undo it on what it says.
+    rivals: models beside ours in every evaluation.
+    """
+
+    monitor = "mse"
+
+    @dataclass
+    class Config:
+        objective: Literal["huber", "mse"] = "huber"
+        delta: float = 2.0
+        window_norm: bool = True
+        rivals: list[str] = field(default_factory=lambda: ["time_series/naive", "time_series/seasonal_naive"])
+
+    def loss(self, model: Any, batch: Batch) -> Loss:
+        past, valid = batch["past"], batch["past_valid"]
+        shift_B1, scale_B1 = self._window_scale(past, valid)
+        heads, routing = model.training_predictions(
+            _standardise(past, shift_B1, scale_B1, valid),
+            valid,
+            _standardise(batch["future"], shift_B1, scale_B1, batch["future_valid"]),
+            batch["future_valid"],
+        )
+        losses = []
+        for head in heads:
+            if self.config.objective == "huber":
+                each = F.huber_loss(head.predicted, head.target, reduction="none", delta=self.config.delta)
+            else:
+                each = F.mse_loss(head.predicted, head.target, reduction="none")
+            losses.append(torch.where(head.valid, each, 0.0).sum() / head.valid.sum().clamp(min=1))
+        return Loss(torch.stack(losses).mean(), routing)
+
+    def metrics(self) -> MetricCollection:
+        """MSE and MAE of standardised values; MASE per window's own scale; sMAPE in the data's units, percent."""
+        return MetricCollection(
+            {"mse": MeanSquaredError(), "mae": MeanAbsoluteError(), "mase": MASE(), "smape": SMAPE()},
+            compute_groups=False,
+        )
+
+    def update(self, metrics: MetricCollection, model: Any, batch: Batch) -> None:
+        future_BH, valid_BH = batch["future"], batch["future_valid"]
+        predicted_BH = self.forecast(model, batch["past"], batch["past_valid"], future_BH.shape[1], batch["season"])
+        predicted, target = predicted_BH[valid_BH], future_BH[valid_BH]
+        metrics["mse"].update(predicted, target)
+        metrics["mae"].update(predicted, target)
+        metrics["mase"].update(predicted, target, batch["mase_scale"][:, None].expand_as(valid_BH)[valid_BH])
+        mean_B1, std_B1 = batch["mean"][:, None], batch["std"][:, None]
+        metrics["smape"].update((predicted_BH * std_B1 + mean_B1)[valid_BH], (future_BH * std_B1 + mean_B1)[valid_BH])
+
+    def forecast(
+        self, model: Any, past_BL: Tensor, valid_BL: Tensor, horizon: int, season_B: Tensor | None = None
+    ) -> Tensor:
+        """(B, horizon) in the units of ``past_BL``."""
+        shift_B1, scale_B1 = self._window_scale(past_BL, valid_BL)
+        window_BL = _standardise(past_BL, shift_B1, scale_B1, valid_BL)
+        predicted: Tensor = model.forecast(window_BL, valid_BL, horizon, season_B)
+        return predicted * scale_B1 + shift_B1
+
+    def rivals(self, preprocessing: Mapping[str, Any]) -> dict[str, nn.Module]:
+        return {name.rpartition("/")[2]: create_model(name) for name in self.config.rivals}
+
+    def predict(self, model: Any, preprocessing: Mapping[str, Any], inputs: Mapping[str, Any]) -> Forecast:
+        """Forecast every column (or series) of a table beyond its last row."""
+        from zoo_time_series.data.frame import frame_to_context
+
+        horizon = inputs["horizon"] if inputs["horizon"] is not None else preprocessing["horizon"]
+        if not isinstance(horizon, int) or horizon < 1:
+            raise ZooError(f"horizon={horizon} must be a number of points, at least 1")
+        columns = inputs["columns"]
+        columns = [name.strip() for name in columns.split(",")] if isinstance(columns, str) else columns
+        window = frame_to_context(inputs["input"], preprocessing, time=inputs["time"], columns=columns)
+        pieces = []
+        with torch.inference_mode():
+            for rows in torch.arange(len(window.names)).split(256):
+                past, valid, season = window.past_SL[rows], window.past_valid_SL[rows], window.season_S[rows]
+                predicted = self.forecast(model, past.to(model.device), valid.to(model.device), horizon, season.to(model.device))
+                pieces.append(predicted.cpu())
+        return Forecast(window, torch.cat(pieces))
+
+    def write(self, result: Forecast, out: Path) -> list[Path]:
+        """``forecast.csv`` in the layout of the input, and ``forecast.png``."""
+        from zoo_time_series.plots import plot_forecast
+
+        result.frame.to_csv(out / "forecast.csv", index=False)
+        return [out / "forecast.csv", *plot_forecast(result, out / "forecast.png")]
+
+    def plot(self, model: Any, data: Any, out: Path) -> list[Path]:
+        """``windows.png``: forecasts of a few test windows beside what happened."""
+        from zoo_time_series.plots import plot_windows
+
+        dataset = data.split("test")
+        batch = dataset.batch(torch.tensor(spread(len(dataset), 6)))
+        past, valid, season = (batch[key].to(model.device) for key in ("past", "past_valid", "season"))
+        with torch.inference_mode():
+            predicted_BH = self.forecast(model, past, valid, batch["future"].shape[1], season).cpu()
+        names = [data.preprocessing["columns"][i] for i in batch["series"]]
+        return plot_windows(batch, predicted_BH, names, out / "windows.png")
+
+    def _window_scale(self, past_BL: Tensor, valid_BL: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.config.window_norm:
+            return past_BL.new_zeros(len(past_BL), 1), past_BL.new_ones(len(past_BL), 1)
+        count_B1 = valid_BL.sum(1, keepdim=True).clamp(min=1)
+        shift_B1 = past_BL.sum(1, keepdim=True) / count_B1
+        centred_BL = torch.where(valid_BL, past_BL - shift_B1, 0.0)
+        # A constant window has no scale of its own: it keeps the data's.
+        scale_B1 = (centred_BL.square().sum(1, keepdim=True) / count_B1).sqrt()
+        return shift_B1, torch.where(scale_B1 < 1e-4, 1.0, scale_B1)
+
+
+def _standardise(x: Tensor, shift: Tensor, scale: Tensor, valid: Tensor) -> Tensor:
+    return torch.where(valid, (x - shift) / scale, 0.0)

@@ -1,0 +1,36 @@
+"""What several commands share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zoo import config as zc
+from zoo.spec import ZooError
+
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as key=value.", metavar="[KEY=VALUE]...")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+
+
+def print_json(document: Any) -> None:
+    typer.echo(json.dumps(document, indent=2))
+
+
+def pop(tree: zc.Tree, key: str, default: Any) -> Any:
+    """Take a setting that belongs to the command itself out of the overrides; it must have the default's type."""
+    value = tree.pop(key, default)
+    if default is not None and not isinstance(value, type(default)):
+        raise ZooError(f"{key}={value!r} is not a {type(default).__name__}")
+    return value
+
+
+def out_folder(out: Path) -> Path:
+    """The folder ``--out`` names, made if need be. Raises `ZooError` when a file is in the way."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ZooError(f"--out {out} is a file; name a folder") from None
+    return out

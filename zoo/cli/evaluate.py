@@ -1,0 +1,56 @@
+"""``zoo eval``: a pretrained tag, a run folder or a saved model over every item of a split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zoo.cli.common import Json, Overrides, out_folder, pop, print_json
+
+
+def eval_command(
+    name: Annotated[str, typer.Argument(help="plugin/model.tag, a run folder, or a saved model.")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for eval.json and plots.")] = None,
+    update_card: Annotated[bool, typer.Option("--update-card", help="Write the numbers into the model card.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Evaluate a model beside its rivals. Data are those of its recipe unless data=... names others.
+
+    Also: device=cpu|cuda split=test batch_size=256 limit=N (that many items, spread over the split).
+    """
+    from zoo import config as zc
+    from zoo import hub
+    from zoo.eval.data import data_section
+    from zoo.eval.evaluate import evaluate, write
+
+    tree = zc.from_dotlist(overrides or [])
+    device, split = pop(tree, "device", "cpu"), pop(tree, "split", "test")
+    batch_size, limit = pop(tree, "batch_size", 256), pop(tree, "limit", None)
+    section = data_section(name, tree)
+    predictor = hub.load(name, device=device)
+    data: Any = zc.build("data set", section)
+    for note in data.notes:
+        typer.echo(f"data: {note}", err=True)
+    report = evaluate(predictor, section, split=split, batch_size=batch_size, limit=limit, data=data)
+    folder = out or (Path(name) / "eval" if Path(name).is_dir() else Path("runs") / "eval" / name)
+    files = write(report, predictor, data, out_folder(folder))
+    if update_card:
+        from zoo.eval.card import update
+
+        files.append(update(name, report))
+    if as_json:
+        print_json(report.__dict__)
+        return
+    from zoo.report import table
+
+    columns = list(report.metrics)
+    rows = [(label, *(values[c] for c in columns)) for label, values in {name: report.metrics, **report.rivals}.items()]
+    table(f"{section['name']} {split}: {report.items:,} items in {report.seconds:.3g} s", ("model", *columns), rows)
+    if report.load:
+        load = [(i, row["entropy"], row["dead"], row["max_vio"]) for i, row in enumerate(report.load)]
+        table("expert load", ("MoE layer", "entropy", "dead", "max violation"), load)
+    for file in files:
+        typer.echo(f"wrote {file}")

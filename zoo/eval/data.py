@@ -1,0 +1,46 @@
+"""Which data an evaluation uses: what the user says, on top of the run's or the tag's own recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from zoo import config as zc
+from zoo import registry
+from zoo.spec import ZooError
+from zoo.train.recipe import read_recipe
+
+
+def data_section(name: str, overrides: zc.Tree) -> zc.Tree:
+    """The resolved ``data`` section for ``zoo eval NAME``. Raises `ZooError` for other keys, and when no data are known."""
+    unknown = set(overrides) - {"data"}
+    if unknown:
+        known = ("data", "device", "split", "batch_size", "limit")
+        raise ZooError(f"unknown setting '{min(unknown)}' of zoo eval; {registry.suggest(min(unknown), known)}")
+    base, chosen = _own_data(name), overrides.get("data")
+    if base is None and chosen is None:
+        raise ZooError(f"'{name}' brings no data of its own; name some, for example data=time_series/csv data.path=FILE")
+    tree = chosen if base is None else zc.merge(base, chosen) if chosen is not None else base
+    if isinstance(tree, dict) and isinstance(tree.get("name"), str) and "/" not in tree["name"]:
+        tree = {**tree, "name": complete(tree["name"], name)}
+    section = zc.resolve_part("data set", tree, "data")
+    assert section is not None
+    return section
+
+
+def complete(dataset: str, name: str) -> str:
+    """A bare data set's name with the plugin of the model it is for."""
+    return f"{name.partition('/')[0]}/{dataset}"
+
+
+def _own_data(name: str) -> zc.Tree | None:
+    folder = Path(name)
+    if folder.is_dir():
+        config = folder / "config.yaml"
+        data = zc.read_yaml(config).get("data") if config.is_file() else None
+        return data if isinstance(data, dict) else None
+    if ":" in name:
+        return None
+    entry, tag = registry.find_model(name)
+    recipe = entry.spec.pretrained[tag].recipe if tag else ""
+    data = read_recipe(recipe)["data"] if recipe else None
+    return data if isinstance(data, dict) else None

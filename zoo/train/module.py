@@ -1,0 +1,85 @@
+"""The one LightningModule: it trains every task's models, adds the balance losses, and stops on NaN."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from zoo.moe import Balancers
+from zoo.spec import ZooError
+from zoo.train.recipe import Optim
+from zoo.train.task import Batch, Task
+
+
+class Module(L.LightningModule):
+    """Args:
+    hparams: the resolved recipe as plain data, stored in checkpoints.
+    steps: optimiser steps of the whole run, for the schedule.
+    """
+
+    def __init__(self, model: nn.Module, task: Task, optim: Optim, steps: int, hparams: dict[str, Any]) -> None:
+        super().__init__()
+        self.model, self.task, self.optim, self.steps = model, task, optim, steps
+        self.save_hyperparameters(hparams)
+        found = [m for m in model.modules() if isinstance(m, Balancers)]
+        self.balancers = found[0] if found else None
+        self.val_metrics = task.metrics()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        result = self.task.loss(self.model, batch)
+        total, logs = result.loss, {"train/loss": result.loss, **{f"train/{k}": v for k, v in result.logs.items()}}
+        if self.balancers is not None and result.routing:
+            for name, loss in self.balancers.loss(result.routing).items():
+                total = total + loss
+                logs[f"train/{name}"] = loss
+            self.balancers.observe(result.routing)
+        if not torch.isfinite(total):
+            raise ZooError(
+                f"the loss is {total.item()} at step {self.global_step}; lower optim.lr, raise optim.warmup or check "
+                f"the data, then go on from the last good checkpoint with resume=last"
+            )
+        self.log_dict({k: v.detach() for k, v in logs.items()}, prog_bar=False)
+        self.log("loss", result.loss.detach(), prog_bar=True, logger=False)
+        return {"loss": total, "routing": tuple(_detached(out) for out in result.routing)}
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.balancers is not None:
+            self.balancers.step()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.task.update(self.val_metrics, self.model, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        values = {f"val/{name}": value for name, value in self.val_metrics.compute().items()}
+        self.log_dict(values, prog_bar=True, sync_dist=False)
+        self.val_metrics.reset()
+
+    def configure_optimizers(self) -> Any:
+        c = self.optim
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.dim() >= 2], "weight_decay": c.weight_decay},
+            {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=c.lr, betas=c.betas)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, c, self.steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def learning_rate(step: int, config: Optim, steps: int) -> float:
+    """Factor on ``lr`` at a step: linear warm-up, then constant or cosine down to ``final``."""
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    if config.schedule == "constant":
+        return 1.0
+    progress = min(1.0, (step - config.warmup) / max(1, steps - config.warmup))
+    return config.final + (1 - config.final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _detached(out: Any) -> Any:
+    return out._replace(**{k: v.detach() for k, v in out._asdict().items() if isinstance(v, Tensor)})

@@ -1,0 +1,202 @@
+"""`zoo train`: from a resolved recipe to a run folder that holds everything needed to trust, resume and use it.
+
+    runs/<recipe>/            config.yaml  run.json (versions, commit, seed)  logs/  plots/
+        checkpoints/          last.ckpt, best.ckpt
+        model/                config.json, model.safetensors: what `zoo.load` reads
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from omegaconf import OmegaConf
+
+from zoo import config as zc
+from zoo import hub
+from zoo.spec import ZooError
+from zoo.train.callbacks import ExpertLoadLogger, RandomStates
+from zoo.train.data import DataModule
+from zoo.train.git import git_commit
+from zoo.train.module import Module
+from zoo.train.recipe import Recipe
+from zoo.train.task import Data, Task
+
+PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+PACKAGES = ("moe-zoo", "torch", "triton", "lightning", "transformers", "omegaconf", "numpy", "safetensors")
+
+
+def train(tree: zc.Tree, folder: Path, *, fast_dev_run: bool = False, quiet: bool = False) -> Path:
+    """Train a resolved recipe into ``folder`` and return it. With a checkpoint in the folder, go on from there.
+
+    Raises:
+        ZooError: the loss is not finite, the disk is full, or a part of the recipe cannot be built.
+    """
+    recipe = zc.to_object(Recipe, tree)
+    L.seed_everything(recipe.seed, workers=True, verbose=False)
+    data: Data = zc.build("data set", recipe.data)
+    for note in data.notes:
+        print(f"data: {note}", file=sys.stderr)
+    task: Task = zc.build("task", recipe.task)
+    model = hub.create_model(recipe.model["name"], **{k: v for k, v in recipe.model.items() if k != "name"})
+    if fast_dev_run:
+        recipe.train.steps, recipe.train.val_every, recipe.train.val_batches = 1, 1, 1
+        recipe.train.batch_size, recipe.train.eval_batch_size = min(2, recipe.train.batch_size), 2
+    write_folder(tree, folder)
+    if callable(fit := getattr(model, "fit", None)):
+        fit(data.split("train"), data.split("val"))
+    else:
+        _fit(recipe, tree, folder, model, task, data, fast_dev_run, quiet)
+    hub.save(folder / "model", model, task=recipe.task, preprocessing=data.preprocessing)
+    return folder
+
+
+def _fit(
+    recipe: Recipe, tree: zc.Tree, folder: Path, model: torch.nn.Module, task: Task, data: Data, dev: bool, quiet: bool
+) -> None:
+    t = recipe.train
+    module = Module(model, task, recipe.optim, t.steps, tree)
+    checkpoints = folder / "checkpoints"
+    last = newest_checkpoint(checkpoints)
+    best = ModelCheckpoint(checkpoints, "best", monitor=f"val/{task.monitor}", enable_version_counter=False)
+    keep = ModelCheckpoint(
+        checkpoints, "last", every_n_train_steps=t.save_every, save_top_k=1, enable_version_counter=False
+    )
+    callbacks: list[Callback] = [RandomStates(), ExpertLoadLogger(), best, keep]
+    if not quiet:
+        callbacks.append(RichProgressBar(console_kwargs={"stderr": True}))
+    trainer = L.Trainer(
+        default_root_dir=folder,
+        accelerator=recipe.device.partition(":")[0],
+        devices=[int(recipe.device.partition(":")[2])] if ":" in recipe.device else t.devices,
+        num_nodes=t.nodes,
+        strategy=t.strategy,
+        precision=PRECISION[recipe.precision],  # type: ignore[arg-type]
+        deterministic=recipe.deterministic,
+        max_steps=t.steps,
+        max_epochs=-1,
+        accumulate_grad_batches=t.accumulate,
+        gradient_clip_val=recipe.optim.clip,
+        val_check_interval=min(t.val_every, t.steps) * t.accumulate,
+        check_val_every_n_epoch=None,
+        log_every_n_steps=min(t.log_every, t.steps),
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        enable_progress_bar=not quiet,
+        logger=_logger(t.logger, folder),
+        callbacks=callbacks,
+    )
+    module.train()
+    try:
+        trainer.fit(module, datamodule=DataModule(data, t, recipe.seed), ckpt_path=last, weights_only=True)
+    except OSError as error:
+        raise ZooError(
+            f"writing to {folder} failed ({error.strerror or error}); free some space there, then go on with resume={folder}"
+        ) from error
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    if best.best_model_path:
+        state = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
+        model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
+    model.eval()
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint with the most steps that can be read; one that cannot is named and passed over."""
+    found: list[tuple[int, Path]] = []
+    for path in sorted(folder.glob("*.ckpt")) if folder.is_dir() else []:
+        try:
+            found.append((torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"], path))
+        except (RuntimeError, OSError, EOFError, KeyError) as error:
+            print(f"checkpoint {path} cannot be read and is passed over: {error}", file=sys.stderr)
+    return max(found, key=lambda item: (item[0], item[1].name))[1] if found else None
+
+
+def run_folder(out: str, name: str, resume: str | None) -> Path:
+    """The folder of a run: a new one (``<out>/<name>``, ``<out>/<name>-2``, ...), or the one to resume.
+
+    Raises `ZooError` when there is nothing to resume, or when the folder is no run.
+    """
+    base = Path(out) / name
+    if resume is None:
+        numbers = [n for n in _numbered(base)]
+        return base if not numbers else base.with_name(f"{base.name}-{max(numbers) + 1}")
+    if resume == "last":
+        numbers = _numbered(base)
+        if not numbers:
+            raise ZooError(f"nothing to resume: there is no run in {base}; leave resume=last out to start one")
+        folder = base if max(numbers) == 1 else base.with_name(f"{base.name}-{max(numbers)}")
+    else:
+        folder = Path(resume)
+    if not (folder / "config.yaml").is_file():
+        raise ZooError(f"'{folder}' is not a run folder: it holds no config.yaml; name one that `zoo train` made")
+    return folder
+
+
+def resume_tree(folder: Path, overrides: Sequence[str]) -> zc.Tree:
+    """The config of a run that is resumed; only how far and where it trains may be changed on the way."""
+    allowed = ("train.steps", "train.val_", "train.save_every", "train.log_every", "device", "resume", "out")
+    for item in overrides:
+        if not item.startswith(allowed):
+            raise ZooError(
+                f"'{item}' cannot change in a resumed run, or it would not be the same run; leave it out, or start a new one"
+            )
+    return zc.resolve(Recipe, zc.merge(zc.read_yaml(folder / "config.yaml"), zc.from_dotlist(overrides)))
+
+
+def _numbered(base: Path) -> list[int]:
+    if not base.parent.is_dir():
+        return []
+    tails = {p.name[len(base.name) :] for p in base.parent.iterdir() if p.name.startswith(base.name) and p.is_dir()}
+    return [1 if not t else int(t[1:]) for t in tails if not t or (t[0] == "-" and t[1:].isdigit())]
+
+
+def write_folder(tree: zc.Tree, folder: Path) -> None:
+    """``config.yaml`` and ``run.json``; a run that is resumed adds to the latter."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(tree)))
+    path = folder / "run.json"
+    starts = json.loads(path.read_text())["starts"] if path.is_file() else []
+    versions = {name: _version(name) for name in PACKAGES}
+    start = {"commit": git_commit(), "python": platform.python_version(), "machine": platform.platform(), **versions}
+    _replace(path, json.dumps({"seed": tree["seed"], "starts": [*starts, start]}, indent=2))
+
+
+def _replace(path: Path, text: str) -> None:
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+        file.write(text)
+    os.replace(file.name, path)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _logger(kind: str, folder: Path) -> Logger:
+    # Each start of a run logs into a version folder of its own: Lightning's CSV logger would delete an older file.
+    if kind == "csv":
+        return CSVLogger(folder, name="logs")
+    try:
+        return TensorBoardLogger(folder, name="logs")
+    except ModuleNotFoundError as error:
+        raise ZooError("train.logger=tensorboard needs tensorboard; run: pip install 'moe-zoo[tensorboard]'") from error
+
+
+def log_files(folder: Path) -> list[Path]:
+    """The CSV logs of a run, oldest first."""
+    return sorted(folder.glob("logs/version_*/metrics.csv"), key=lambda p: int(p.parent.name.rpartition("_")[2]))
+

@@ -1,0 +1,83 @@
+"""What a task is: an objective, its metrics, and how a trained model answers a user."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from torchmetrics import MetricCollection
+
+from zoo.moe import Routing
+
+Batch = Mapping[str, Tensor]
+
+
+class Loss(NamedTuple):
+    """What `Task.loss` returns: the task's own loss, the routing behind it (the trainer adds the balance losses), and
+    further scalars to log."""
+
+    loss: Tensor
+    routing: Routing = ()
+    logs: Mapping[str, Tensor] = {}
+
+
+class Data(Protocol):
+    """A data set, built from its ``Config``.
+
+    Attributes:
+        preprocessing: plain JSON data that travels with the weights (scaler, season, vocabulary, ...).
+        notes: what was filled, dropped or inferred, told to the user once.
+    """
+
+    preprocessing: dict[str, Any]
+    notes: list[str]
+
+    def split(self, name: str) -> Dataset[Any]:
+        """The map-style data set of ``train``, ``val`` or ``test``; its items collate by default."""
+        ...
+
+
+class Task:
+    """Base of all tasks. A plugin overrides what its objective needs; the loops are Lightning's."""
+
+    monitor: str
+    """The validation metric that decides which checkpoint is the best; lower is better."""
+
+    @dataclass
+    class Config:
+        pass
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def loss(self, model: nn.Module, batch: Batch) -> Loss:
+        """The training loss of a batch, with the routing that led to it."""
+        raise TypeError(f"{type(self).__name__} defines no loss, so its models cannot be trained")
+
+    def metrics(self) -> MetricCollection:
+        """Fresh metrics. Their names are what logs, tables and cards show."""
+        return MetricCollection({})
+
+    def update(self, metrics: MetricCollection, model: nn.Module, batch: Batch) -> None:
+        """Score the model on an evaluation batch."""
+        raise TypeError(f"{type(self).__name__} defines no evaluation")
+
+    def rivals(self, preprocessing: Mapping[str, Any]) -> dict[str, nn.Module]:
+        """Models that need no training and stand beside ours in every evaluation."""
+        return {}
+
+    def predict(self, model: nn.Module, preprocessing: Mapping[str, Any], inputs: Mapping[str, Any]) -> Any:
+        """Answer a user's inputs (those of the `TaskSpec`)."""
+        raise TypeError(f"{type(self).__name__} defines no prediction")
+
+    def write(self, result: Any, out: Path) -> list[Path]:
+        """Write what `predict` returned into a folder; returns the files."""
+        raise TypeError(f"{type(self).__name__} defines no prediction")
+
+    def plot(self, model: nn.Module, data: Data, out: Path) -> list[Path]:
+        """Pictures of the model at work on a data set, written after an evaluation."""
+        return []
