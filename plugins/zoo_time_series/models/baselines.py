@@ -5,10 +5,13 @@ Shapes: B windows, L context, H horizon, P forecast points asked for, Z = L + 1 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -26,7 +29,7 @@ def last_value(past_BL: Tensor, past_valid_BL: Tensor) -> Tensor:
 def roll_out(step: Callable[[Tensor], Tensor], past_BL: Tensor, context: int, horizon: int) -> Tensor:
     """(B, horizon) from a ``step`` that maps (B, context) to (B, H): its forecasts are fed back when H is too short."""
     if past_BL.shape[1] < context:
-        past_BL = nn.functional.pad(past_BL, (context - past_BL.shape[1], 0))
+        past_BL = F.pad(past_BL, (context - past_BL.shape[1], 0))
     done = 0
     while done < horizon:
         next_BH = step(past_BL[:, -context:])
@@ -75,19 +78,19 @@ class SeasonalNaive(Forecaster):
 class Ridge(Forecaster):
     """One linear map with bias from the context to the horizon, shared by all series, solved in closed form.
 
-    `fit` sees the training windows once and keeps only their second moments, in float64, so its memory does not depend
-    on how many they are. From the moments follow, without another look at the data, the solutions for every penalty in
-    ``penalties`` (relative to the mean variance of an input) and every ``shift`` (what is subtracted from past and
-    future: nothing, the window's last point, its mean), and their exact errors on the validation windows. The best is
-    kept, folded into one plain map. Hoerl & Kennard 1970; as a forecaster: Toner & Darlow 2024, arXiv:2403.14587.
+    ``shift`` is what is taken off past and future, and put back on the forecast: the mean of the window's valid points,
+    its last one, or nothing. `fit` sees the training windows once and keeps their second moments, in float64, so its
+    memory does not depend on how many they are. From those follow the maps for every penalty (in units of the mean
+    variance of an input; the bias is free), and from the validation windows' moments their exact errors there, without
+    another look at the data. Hoerl & Kennard 1970; linear forecasters: Toner & Darlow 2024, arXiv:2403.14587.
     """
 
     @dataclass
     class Config:
         context: int = 512
         horizon: int = 96
+        shift: Literal["none", "last", "mean"] = "mean"
         penalties: list[float] = field(default_factory=lambda: [10.0**p for p in range(-6, 3)])
-        shifts: list[str] = field(default_factory=lambda: ["none", "last", "mean"])
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -95,87 +98,70 @@ class Ridge(Forecaster):
         self.bias = nn.Parameter(torch.zeros(config.horizon), requires_grad=False)
 
     def forward(self, x_BL: Tensor) -> Tensor:
-        """(B, L) to (B, H)."""
-        return nn.functional.linear(x_BL, self.weight, self.bias)
+        """(B, H) from shifted windows (B, L)."""
+        return F.linear(x_BL, self.weight, self.bias)
 
     def forecast(self, past_BL: Tensor, past_valid_BL: Tensor, horizon: int, season_B: Tensor | None = None) -> Tensor:
-        return roll_out(self, past_BL, self.config.context, horizon)
+        past_BL, past_valid_BL = past_BL[:, -self.config.context :], past_valid_BL[:, -self.config.context :]
+        shift_B1 = self._shift(past_BL, past_valid_BL)
+        shifted_BL = (past_BL - shift_B1) * past_valid_BL
+        return roll_out(self, shifted_BL, self.config.context, horizon) + shift_B1
 
     def dummy_inputs(self, batch_size: int = 2) -> dict[str, Tensor]:  # type: ignore[override]
         return {"x_BL": torch.randn(batch_size, self.config.context)}
 
+    def _shift(self, past_BL: Tensor, past_valid_BL: Tensor) -> Tensor:
+        if self.config.shift == "last":
+            return last_value(past_BL, past_valid_BL)
+        if self.config.shift == "mean":
+            return past_BL.sum(1, keepdim=True) / past_valid_BL.sum(1, keepdim=True).clamp(min=1)
+        return past_BL.new_zeros(len(past_BL), 1)
+
     @torch.no_grad()
-    def fit(self, train: Dataset, val: Dataset, batch_size: int = 1024) -> dict[str, float | str]:
-        """Solve on the training windows, choose on the validation windows.
+    def fit(self, train: Dataset, val: Dataset, batch_size: int = 1024) -> dict[str, float]:
+        """Solve on the training windows, choose the penalty on the validation windows.
 
         Returns:
-            ``shift``, ``penalty`` and ``val_mse`` (standardised) of the best.
+            ``penalty`` and ``val_mse`` (standardised) of the best.
 
         Raises:
-            ZooError: windows of another context or horizon than the config's, or a shift that does not exist.
+            ZooError: windows of another context or horizon than the config's.
         """
-        train_ZZ, val_ZZ = self._moments(train, batch_size), self._moments(val, batch_size)
-        best: tuple[float, str, float, Tensor, Tensor] | None = None
-        for shift in self.config.shifts:
-            basis_ZZ = self._shift(shift)
-            moments_ZZ, judge_ZZ = (basis_ZZ.T @ m_ZZ @ basis_ZZ for m_ZZ in (train_ZZ, val_ZZ))
-            for penalty, map_LH, bias_H in self._solve(moments_ZZ):
-                # The residual y - x W - b is linear in the window, so its squared sum follows from the moments.
-                residual_ZH = torch.cat([-map_LH, -bias_H[None], torch.eye(len(bias_H), dtype=map_LH.dtype)])
-                windows = judge_ZZ[self.config.context, self.config.context]
-                error = float((residual_ZH * (judge_ZZ @ residual_ZH)).sum() / (windows * len(bias_H)))
-                if best is None or error < best[0]:
-                    best = error, shift, penalty, map_LH, bias_H
-        assert best is not None
-        error, shift, penalty, map_LH, bias_H = best
-        # y - s(x) = (x - s(x)) W + b for s(x) = x . u gives y = x (W + u (1 - 1'W)) + b.
-        unit_L = self._shift_vector(shift)
-        self.weight.copy_((map_LH + torch.outer(unit_L, 1 - map_LH.sum(0))).T)
-        self.bias.copy_(bias_H)
-        return {"shift": shift, "penalty": penalty, "val_mse": error}
-
-    def _shift_vector(self, shift: str) -> Tensor:
-        """u with s(x) = x . u."""
         length = self.config.context
-        unit_L = torch.zeros(length, dtype=torch.float64)
-        if shift == "last":
-            unit_L[-1] = 1
-        elif shift == "mean":
-            unit_L[:] = 1 / length
-        elif shift != "none":
-            raise ZooError(f"ridge has no shift '{shift}'; use none, last or mean")
-        return unit_L
-
-    def _shift(self, shift: str) -> Tensor:
-        """The matrix that subtracts s(x) from every point of a window [x, 1, y]."""
-        length, size = self.config.context, self.config.context + 1 + self.config.horizon
-        points_Z = torch.ones(size, dtype=torch.float64)
-        points_Z[length] = 0
-        basis_ZZ = torch.eye(size, dtype=torch.float64)
-        basis_ZZ[:length] -= torch.outer(self._shift_vector(shift), points_Z)
-        return basis_ZZ
+        train_ZZ, val_ZZ = self._moments(train, batch_size), self._moments(val, batch_size)
+        best = {"penalty": math.nan, "val_mse": math.inf}
+        for penalty, map_LH, bias_H in self._solve(train_ZZ):
+            # The residual y - x W - b is linear in the window, so its squared sum follows from the moments.
+            residual_ZH = torch.cat([-map_LH, -bias_H[None], torch.eye(len(bias_H), dtype=map_LH.dtype)])
+            error = float((residual_ZH * (val_ZZ @ residual_ZH)).sum() / (val_ZZ[length, length] * len(bias_H)))
+            if error < best["val_mse"]:
+                best = {"penalty": penalty, "val_mse": error}
+                self.weight.copy_(map_LH.T)
+                self.bias.copy_(bias_H)
+        return best
 
     def _moments(self, windows: Dataset, batch_size: int) -> Tensor:
-        """Sum of the outer products of all windows [x, 1, y]. A missing target takes the last valid value before it."""
+        """Sum over windows of the outer products of [x, 1, y]. A missing target takes the valid value before it."""
         length, horizon = self.config.context, self.config.horizon
         size = length + 1 + horizon
         moments_ZZ = torch.zeros(size, size, dtype=torch.float64)
         for batch in DataLoader(windows, batch_size=batch_size):
-            past_BL, future_BH = batch["past"], batch["future"]
+            past_BL, past_valid_BL, future_BH = batch["past"], batch["past_valid"], batch["future"]
             if past_BL.shape[1] != length or future_BH.shape[1] != horizon:
-                found = f"context={past_BL.shape[1]} horizon={future_BH.shape[1]}"
-                raise ZooError(f"ridge has context={length} horizon={horizon}, the data {found}; make them equal")
-            valid_BH = batch["future_valid"]
-            if not valid_BH.all():
-                known_BP = torch.cat([last_value(past_BL, batch["past_valid"]), future_BH], dim=1)
-                source_BH = (valid_BH * torch.arange(1, horizon + 1)).cummax(dim=1).values
-                future_BH = known_BP.gather(1, source_BH)
-            window_BZ = torch.cat([past_BL, torch.ones(len(past_BL), 1), future_BH], dim=1).double()
+                found = f"context={past_BL.shape[1]} and horizon={future_BH.shape[1]}"
+                raise ZooError(f"ridge has context={length} and horizon={horizon}, the data {found}; make them equal")
+            if not batch["future_valid"].all():
+                known = torch.cat([last_value(past_BL, past_valid_BL), future_BH], dim=1)
+                before_BH = (batch["future_valid"] * torch.arange(1, horizon + 1)).cummax(dim=1).values
+                future_BH = known.gather(1, before_BH)
+            shift_B1 = self._shift(past_BL, past_valid_BL)
+            shifted_BL = (past_BL - shift_B1) * past_valid_BL
+            window_BZ = torch.cat([shifted_BL, torch.ones_like(shift_B1), future_BH - shift_B1], dim=1).double()
             moments_ZZ += window_BZ.T @ window_BZ
         return moments_ZZ
 
     def _solve(self, moments_ZZ: Tensor) -> Iterator[tuple[float, Tensor, Tensor]]:
-        """(penalty, W (L, H), b (H,)) for every penalty; the bias is not penalised."""
+        """(penalty, W (L, H), b (H,)) for every penalty, from one eigendecomposition of the centred moments."""
         length = self.config.context
         count = moments_ZZ[length, length]
         mean_Z = moments_ZZ[length] / count
