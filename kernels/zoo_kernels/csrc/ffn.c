@@ -116,10 +116,16 @@ static float dot(const float *a, const float *b, int64_t count) {
     return sum(total);
 }
 
+static int64_t next_expert(const ffn *s, int64_t e) { // whose weights come next: the one after e that has rows, or e
+    for (int64_t n = e + 1; n < s->experts; n++)
+        if (s->offset[n + 1] > s->offset[n]) return n;
+    return e;
+}
+
 // pre-activation of `rows` sorted rows from `row`
-static void up(const ffn *s, const group *g, int64_t e, int64_t row, int64_t rows, float *hidden) {
+static void up(const ffn *s, const group *g, int64_t e, int64_t row, int64_t rows, float *hidden, const operand *then) {
     gemm(rows, s->width, s->model, (operand){s->x, s->model, s->token + row, 0},
-         (operand){s->w_in + e * s->width * s->model, s->model, s->win_row, 0}, (result){hidden, s->width, NULL, NULL, 0}, g->pack);
+         (operand){s->w_in + e * s->width * s->model, s->model, s->win_row, 0}, (result){hidden, s->width, NULL, NULL, 0, 0}, g->pack, then);
     if (s->b_in)
         for (int64_t i = 0; i < rows; i++)
             for (int64_t j = 0; j < s->width; j++) hidden[i * s->width + j] += s->b_in[e * s->width + (s->win_row ? s->win_row[j] : j)];
@@ -138,27 +144,30 @@ static void up(const ffn *s, const group *g, int64_t e, int64_t row, int64_t row
 
 static void forward_rows(const ffn *s, const group *g, int64_t e, int64_t row, int64_t rows) {
     float *hidden = s->hidden ? s->hidden + row * s->width : g->hidden;
-    up(s, g, e, row, rows, hidden);
+    operand w_out = {s->w_out + e * s->model * s->inner, s->inner, NULL, 0};
+    operand next = {s->w_in + next_expert(s, e) * s->width * s->model, s->model, s->win_row, 0};
+    up(s, g, e, row, rows, hidden, &w_out);
 #define CALL(KIND, GATED) \
     for (int64_t i = 0; i < rows; i++) \
         forward_row(KIND, GATED, s->inner, s->limit, hidden + i * s->width, g->act + i * s->inner)
     EVERY_KIND(CALL)
 #undef CALL
     for (int64_t i = 0; i < rows; i++) g->scale[i] = s->weight[s->pair[row + i]];
-    gemm(rows, s->model, s->inner, (operand){g->act, s->inner, NULL, 0},
-         (operand){s->w_out + e * s->model * s->inner, s->inner, NULL, 0},
-         (result){g->sum, s->model, s->token + row, g->scale, 1}, g->pack);
+    gemm(rows, s->model, s->inner, (operand){g->act, s->inner, NULL, 0}, w_out,
+         (result){g->sum, s->model, s->token + row, g->scale, 1, 0}, g->pack, &next);
     if (s->b_out)
         for (int64_t i = 0; i < rows; i++) axpy(g->sum + s->token[row + i] * s->model, g->scale[i], s->b_out + e * s->model, s->model);
 }
 
-static void backward_rows(const ffn *s, const group *g, int64_t e, int64_t row, int64_t rows, grads d, int add) {
+static void backward_rows(const ffn *s, const group *g, int64_t e, int64_t row, int64_t rows, grads d, int add, int last) {
     const int64_t *token = s->token + row;
-    const float *w_in = s->w_in + e * s->width * s->model, *w_out = s->w_out + e * s->model * s->inner;
+    operand w_in = {s->w_in + e * s->width * s->model, s->model, s->win_row, 1};
+    operand w_out = {s->w_out + e * s->model * s->inner, s->inner, NULL, 1}, next = w_out;
+    next.p = s->w_out + next_expert(s, e) * s->model * s->inner;
     float *hidden = s->hidden ? s->hidden + row * s->width : g->hidden;
-    if (!s->hidden) up(s, g, e, row, rows, hidden);
-    gemm(rows, s->inner, s->model, (operand){s->dy, s->model, token, 0}, (operand){w_out, s->inner, NULL, 1},
-         (result){g->dact, s->inner, NULL, NULL, 0}, g->pack);
+    if (!s->hidden) up(s, g, e, row, rows, hidden, &w_out);
+    gemm(rows, s->inner, s->model, (operand){s->dy, s->model, token, 0}, w_out,
+         (result){g->dact, s->inner, NULL, NULL, 0, 0}, g->pack, &w_in);
 #define CALL(KIND, GATED) \
     for (int64_t i = 0; i < rows; i++) { \
         int64_t pair = s->pair[row + i]; \
@@ -167,12 +176,12 @@ static void backward_rows(const ffn *s, const group *g, int64_t e, int64_t row, 
     }
     EVERY_KIND(CALL)
 #undef CALL
-    gemm(rows, s->model, s->width, (operand){g->dhidden, s->width, NULL, 0}, (operand){w_in, s->model, s->win_row, 1},
-         (result){g->sum, s->model, token, NULL, 1}, g->pack);
+    gemm(rows, s->model, s->width, (operand){g->dhidden, s->width, NULL, 0}, w_in,
+         (result){g->sum, s->model, token, NULL, 1, 0}, g->pack, NULL);
     gemm(s->width, s->model, rows, (operand){g->dhidden, s->width, NULL, 1}, (operand){s->x, s->model, token, 1},
-         (result){d.dw_in, s->model, s->win_row, NULL, add}, g->pack);
+         (result){d.dw_in, s->model, s->win_row, NULL, add, last}, g->pack, &next);
     gemm(s->model, s->inner, rows, (operand){s->dy, s->model, token, 1}, (operand){g->act, s->inner, NULL, 1},
-         (result){d.dw_out, s->inner, NULL, NULL, add}, g->pack);
+         (result){d.dw_out, s->inner, NULL, NULL, add, last}, g->pack, NULL);
     if (s->b_in) {
         if (!add) memset(d.db_in, 0, 4 * s->width);
         for (int64_t i = 0; i < rows; i++)
@@ -204,11 +213,12 @@ static void run_group(const ffn *s, const group *g, int64_t index) {
         if (s->dy) d = row > s->offset[e] ? g->partial : of_expert(s, e);
         for (int64_t c = 1; c <= chunks; c++) {
             int64_t end = begin + (stop - begin) * c / chunks;
-            if (s->dy) backward_rows(s, g, e, row, end - row, d, row > begin);
+            if (s->dy) backward_rows(s, g, e, row, end - row, d, row > begin, c == chunks);
             else forward_rows(s, g, e, row, end - row);
             row = end;
         }
     }
+    fence();
     if (!s->dy) return;
     for (int64_t e = index; e < s->experts; e += s->groups) { // experts without rows
         if (s->offset[e] != s->offset[e + 1]) continue;

@@ -32,11 +32,24 @@ typedef struct {
     int64_t ld;
     const int64_t *row;
     const float *scale;
-    int add;
+    int add;    // to what is there, instead of overwriting it
+    int stream; // written past the caches, because nobody reads it soon
 } result;
 
 INLINE vec load(const float *p) { return *(const uvec *)p; }
 INLINE void store(float *p, vec v) { *(uvec *)p = v; }
+INLINE void store_past_caches(float *p, vec v) {
+#ifdef __AVX512F__
+    _mm512_stream_ps(p, (__m512)v);
+#else
+    store(p, v);
+#endif
+}
+INLINE void fence(void) { // makes streamed stores visible to the threads behind the next barrier
+#ifdef __AVX512F__
+    _mm_sfence();
+#endif
+}
 INLINE const float *row_of(const operand *m, int64_t i) { return m->p + (m->row ? m->row[i] : i) * m->ld; }
 
 INLINE vec zip(vec a, vec b, int high) { // interleaves the low or high halves of a and b
@@ -64,11 +77,12 @@ static void pack_panel(const operand *m, int64_t first, int lanes, int width, in
             const float *src = row_of(m, k0 + k) + first;
             if (lanes == NR && width == NR)
                 UNROLL for (int j = 0; j < NV; j++) store(dst + j * VL, load(src + j * VL));
-            else {
-                int i = 0;
-                for (; i < lanes; i++) dst[i] = src[i];
-                for (; i < width; i++) dst[i] = 0;
-            }
+            else if (lanes == MR)
+                memcpy(dst, src, 4 * MR);
+            else if (lanes == MR - 1)
+                memcpy(dst, src, 4 * (MR - 1));
+            else
+                for (int i = 0; i < width; i++) dst[i] = i < lanes ? src[i] : 0;
         }
         return;
     }
@@ -90,19 +104,23 @@ static void pack_panel(const operand *m, int64_t first, int lanes, int width, in
     }
 }
 
-// C (m x n) = A B over `depth`, both packed
+// C (m x n) = A B over `depth`, both packed; fetches two cache lines a step from `ahead`
 INLINE void micro(const int m, int64_t depth, const float *a, const float *b, float *const *c, const float *scale, int n,
-                  int add) {
+                  int add, int stream, const char *ahead, int64_t step) {
     vec acc[MR][NV];
     UNROLL for (int i = 0; i < m; i++) UNROLL for (int j = 0; j < NV; j++) acc[i][j] = (vec){0};
-    for (int64_t k = 0; k < depth; k++, a += m, b += NR) {
+    if (add) UNROLL for (int i = 0; i < m; i++) UNROLL for (int j = 0; j < NV; j++) __builtin_prefetch(c[i] + j * VL, 1);
+    for (int64_t k = 0; k < depth; k++, a += m, b += NR, ahead += step) {
+        __builtin_prefetch(ahead), __builtin_prefetch(ahead + 64);
         vec bv[NV];
         UNROLL for (int j = 0; j < NV; j++) bv[j] = *(const vec *)(b + j * VL);
         UNROLL for (int i = 0; i < m; i++) UNROLL for (int j = 0; j < NV; j++) acc[i][j] += a[i] * bv[j];
     }
     UNROLL for (int i = 0; i < m; i++) {
         if (scale) UNROLL for (int j = 0; j < NV; j++) acc[i][j] *= scale[i];
-        if (n == NR) {
+        if (n == NR && stream) {
+            UNROLL for (int j = 0; j < NV; j++) store_past_caches(c[i] + j * VL, acc[i][j]);
+        } else if (n == NR) {
             UNROLL for (int j = 0; j < NV; j++) store(c[i] + j * VL, add ? load(c[i] + j * VL) + acc[i][j] : acc[i][j]);
         } else {
             const float *value = (const float *)acc[i];
@@ -111,8 +129,9 @@ INLINE void micro(const int m, int64_t depth, const float *a, const float *b, fl
     }
 }
 
-static void tile(int m, int64_t depth, const float *a, const float *b, float *const *c, const float *scale, int n, int add) {
-#define CASE(M) case M: micro(M, depth, a, b, c, scale, n, add); return;
+static void tile(int m, int64_t depth, const float *a, const float *b, float *const *c, const float *scale, int n, int add,
+                 int stream, const char *ahead, int64_t step) {
+#define CASE(M) case M: micro(M, depth, a, b, c, scale, n, add, stream, ahead, step); return;
     switch (m) {
         CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
 #ifdef __AVX512F__
@@ -126,29 +145,46 @@ enum { PACK_A = MC * KC + VL, PACK_B = NC * KC, PACK = PACK_A + PACK_B + 32 }; /
 
 INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
-static void gemm(int64_t m, int64_t n, int64_t depth, operand a, operand b, result c, float *workspace) {
+// Where panel `first` of B lies before packing, as two cache lines per step of the k loop; elsewhere if it is irregular.
+INLINE const char *panel_of(const operand *b, int64_t first, int64_t k0, int64_t depth, int64_t *step) {
+    if (b->row || (!b->k_major && b->ld != depth)) return *step = 0, (const char *)b->p;
+    *step = b->k_major ? 4 * b->ld : 4 * NR;
+    return (const char *)(b->k_major ? b->p + k0 * b->ld + first : b->p + first * b->ld);
+}
+
+// C = A B; `then` is the operand that will be packed next (NULL: unknown), whose first panel is fetched meanwhile
+static void gemm(int64_t m, int64_t n, int64_t depth, operand a, operand b, result c, float *workspace, const operand *then) {
     float *pack_b = workspace, *pack_a = workspace + PACK_B;
+    int stream = c.stream && !c.add && depth <= KC && c.ld % 16 == 0 && (uintptr_t)c.p % 64 == 0;
     for (int64_t j0 = 0; j0 < n; j0 += NC) {
         int64_t nc = min64(NC, n - j0);
         for (int64_t k0 = 0; k0 < depth; k0 += KC) {
             int64_t kc = min64(KC, depth - k0);
-            for (int64_t j = 0; j < nc; j += NR)
-                pack_panel(&b, j0 + j, (int)min64(NR, nc - j), NR, k0, kc, pack_b + j * kc);
             for (int64_t i0 = 0; i0 < m; i0 += MC) {
-                int64_t mc = min64(MC, m - i0);
-                for (int64_t i = 0; i < mc; i += MR) {
-                    int lanes = (int)min64(MR, mc - i);
-                    pack_panel(&a, i0 + i, lanes, lanes, k0, kc, pack_a + i * kc);
+                int64_t mc = min64(MC, m - i0), step = 0;
+                int panels = (int)((mc + MR - 1) / MR), edge[MC / MR + 1]; // of nearly equal height
+                for (int i = 0; i <= panels; i++) edge[i] = (int)(mc * i / panels);
+                for (int i = 0; i < panels; i++) {
+                    int lanes = edge[i + 1] - edge[i];
+                    pack_panel(&a, i0 + edge[i], lanes, lanes, k0, kc, pack_a + edge[i] * kc);
                 }
-                for (int64_t j = 0; j < nc; j += NR)
-                    for (int64_t i = 0; i < mc; i += MR) {
-                        int lanes = (int)min64(MR, mc - i);
-                        float *rows[MR];
-                        for (int r = 0; r < lanes; r++)
-                            rows[r] = c.p + (c.row ? c.row[i0 + i + r] : i0 + i + r) * c.ld + j0 + j;
-                        tile(lanes, kc, pack_a + i * kc, pack_b + j * kc, rows, c.scale ? c.scale + i0 + i : NULL,
-                             (int)min64(NR, nc - j), c.add || k0);
+                for (int64_t j = 0; j < nc; j += NR) {
+                    const char *ahead = (const char *)pack_b;
+                    if (i0 == 0) {
+                        pack_panel(&b, j0 + j, (int)min64(NR, nc - j), NR, k0, kc, pack_b + j * kc);
+                        if (j0 + j + NR < n) ahead = panel_of(&b, j0 + j + NR, k0, kc, &step);
+                        else if (then) ahead = panel_of(then, 0, 0, then->k_major ? kc : then->ld, &step);
                     }
+                    for (int i = 0; i < panels; i++) {
+                        int64_t from = i0 + edge[i];
+                        int lanes = edge[i + 1] - edge[i];
+                        float *rows[MR];
+                        for (int r = 0; r < lanes; r++) rows[r] = c.p + (c.row ? c.row[from + r] : from + r) * c.ld + j0 + j;
+                        tile(lanes, kc, pack_a + edge[i] * kc, pack_b + j * kc, rows, c.scale ? c.scale + from : NULL,
+                             (int)min64(NR, nc - j), c.add || k0, stream, ahead, step);
+                        step = 0;
+                    }
+                }
             }
         }
     }
