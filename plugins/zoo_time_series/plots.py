@@ -24,11 +24,10 @@ def plot_forecast(forecast: Forecast, path: Path) -> list[Path]:
     context, horizon = forecast.context, forecast.values_SH.shape[1]
     shown = context.names[:MOST]
     fig, axes = figure(len(shown), 1, width=9, height=1.9)
-    back = min(context.past_SL.shape[1], max(4 * horizon, 64))
+    back = min(context.past.shape[1], max(4 * horizon, 64))
     for s, (axis, name) in enumerate(zip(axes, shown, strict=False)):
-        past_L = (context.past_SL[s] * context.std_S[s] + context.mean_S[s]).numpy()
-        past_L = np.where(context.past_valid_SL[s].numpy(), past_L, np.nan)[-back:]
-        ahead_H = (forecast.values_SH[s] * context.std_S[s] + context.mean_S[s]).numpy()
+        past_L = (context.past[s] * context.std[s] + context.mean[s])[context.past_valid[s]].numpy()[-back:]
+        ahead_H = forecast.values_SH[s].numpy()
         axis.plot(np.arange(-len(past_L), 0), past_L, color="0.35", linewidth=1)
         axis.plot(np.arange(-1, horizon), np.r_[past_L[-1], ahead_H], color="C1", linewidth=1.5)
         axis.set_title(name, loc="left", fontsize=9)

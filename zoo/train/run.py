@@ -8,10 +8,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import sys
 import tempfile
+import warnings
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -34,6 +36,12 @@ from zoo.train.task import Data, Task
 
 PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 PACKAGES = ("moe-zoo", "torch", "triton", "lightning", "transformers", "omegaconf", "numpy", "safetensors")
+
+
+# Lightning announces devices, and a product; the run folder says what was used.
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+# torch 2.14 deprecates what lightning 2.6.6 asks of every batch.
+warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)", category=FutureWarning)
 
 
 def train(tree: zc.Tree, folder: Path, *, fast_dev_run: bool = False, quiet: bool = False) -> Path:
@@ -84,7 +92,7 @@ def _fit(
         precision=PRECISION[recipe.precision],  # type: ignore[arg-type]
         deterministic=recipe.deterministic,
         max_steps=t.steps,
-        max_epochs=-1,
+        max_epochs=1,
         accumulate_grad_batches=t.accumulate,
         gradient_clip_val=recipe.optim.clip,
         val_check_interval=min(t.val_every, t.steps) * t.accumulate,

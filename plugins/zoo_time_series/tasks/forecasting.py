@@ -29,15 +29,26 @@ if TYPE_CHECKING:
 
 @dataclass
 class Forecast:
-    """The forecasts of a table's series beside the context they continue."""
+    """The forecasts of a table's series beside the context they continue; ``values_SH`` in original units."""
 
     context: Context
     values_SH: Tensor
 
     @property
+    def notes(self) -> list[str]:
+        """What was inferred, filled or dropped on reading the table."""
+        return self.context.notes
+
+    @property
     def frame(self) -> pd.DataFrame:
-        """In original units, in the layout of the input: wide, or long with ``unique_id``, time and ``y``."""
-        return self.context.to_frame(self.values_SH)
+        """Long form: ``unique_id``, ``ds``, ``y``."""
+        import pandas as pd
+
+        pieces = zip(self.context.names, self.context.future_time, self.values_SH.numpy(), strict=True)
+        return pd.concat(
+            [pd.DataFrame({"unique_id": name, "ds": time, "y": values}) for name, time, values in pieces],
+            ignore_index=True,
+        )
 
 
 class Forecasting(Task):
@@ -112,17 +123,17 @@ class Forecasting(Task):
             raise ZooError(f"horizon={horizon} must be a number of points, at least 1")
         columns = inputs["columns"]
         columns = [name.strip() for name in columns.split(",")] if isinstance(columns, str) else columns
-        window = frame_to_context(inputs["input"], preprocessing, time=inputs["time"], columns=columns)
+        window = frame_to_context(inputs["input"], preprocessing, horizon, time=inputs["time"], columns=columns)
         pieces = []
         with torch.inference_mode():
             for rows in torch.arange(len(window.names)).split(256):
-                past, valid, season = window.past_SL[rows], window.past_valid_SL[rows], window.season_S[rows]
+                past, valid, season = window.past[rows], window.past_valid[rows], window.season[rows]
                 predicted = self.forecast(model, past.to(model.device), valid.to(model.device), horizon, season.to(model.device))
                 pieces.append(predicted.cpu())
-        return Forecast(window, torch.cat(pieces))
+        return Forecast(window, torch.cat(pieces) * window.std[:, None] + window.mean[:, None])
 
     def write(self, result: Forecast, out: Path) -> list[Path]:
-        """``forecast.csv`` in the layout of the input, and ``forecast.png``."""
+        """``forecast.csv`` (unique_id, ds, y) and ``forecast.png``."""
         from zoo_time_series.plots import plot_forecast
 
         result.frame.to_csv(out / "forecast.csv", index=False)
