@@ -181,11 +181,13 @@ def test_installed_files_are_found(site: Path, tmp_path: Path) -> None:
     assert [f for f in files if not Path(f).exists() or not Path(f).is_relative_to(site)] == []
 
 
-def test_the_example_trains_through_the_cli(site: Path, tmp_path: Path) -> None:
+def test_the_example_works_through_the_cli(site: Path, tmp_path: Path) -> None:
     zoo_cli = (sys.executable, site / "bin" / "zoo")
     assert "birdsong/patch_moe" in run(*zoo_cli, "list", "birdsong/*", cwd=tmp_path, path=(site,))
+    assert json.loads(run(*zoo_cli, "info", "birdsong/patch_moe", "--json", cwd=tmp_path, path=(site,)))
     run(*zoo_cli, "train", "birdsong/patch_moe", "--fast-dev-run", cwd=tmp_path, path=(site,))
-    assert list(tmp_path.rglob("model.safetensors"))
+    report = run(*zoo_cli, "eval", "runs/birdsong/patch_moe", "limit=8", "--json", cwd=tmp_path, path=(site,))
+    assert set(json.loads(report)["metrics"]) == {"cross_entropy", "error"}
 
 
 def test_a_new_plugin_passes_its_own_tests(site: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Shapes: T tokens, K slots, E experts, D model width, R rank.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.moe import RouteContext, RouterOutput
+from zoo.moe.router import full_precision
 
 
 class Cosine(nn.Module):
@@ -39,10 +41,10 @@ class Cosine(nn.Module):
     def reset_parameters(self, std: float) -> None:
         nn.init.normal_(self.down, std=std)
         nn.init.normal_(self.embedding, std=std)
-        nn.init.constant_(self.log_temperature, torch.tensor(self.config.temperature).log().item())
+        nn.init.constant_(self.log_temperature, math.log(self.config.temperature))
 
     def forward(self, x_TD: Tensor, valid_T: Tensor, ctx: RouteContext, state: Any = None) -> RouterOutput:
-        with torch.autocast(x_TD.device.type, enabled=False):
+        with full_precision(x_TD.device):
             view_TR = F.normalize(F.linear(x_TD.float(), self.down.float()), dim=-1)
             embedding_ER = F.normalize(self.embedding.float(), dim=-1)
             logits_TE = view_TR @ embedding_ER.T / self.log_temperature.float().exp()
