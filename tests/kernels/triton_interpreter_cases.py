@@ -1,0 +1,276 @@
+"""Every Triton kernel against the float64 reference, outputs and all gradients; run by test_triton_interpreter.py.
+
+Uninitialised memory is NaN here, so a row that is read although nobody wrote it shows.
+Shape suffixes: T tokens, K slots, E experts, D model, F inner, N pairs.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from zoo_kernels import reference
+from zoo_kernels import triton as zoo_triton
+from zoo_kernels.plan import Plan
+from zoo_kernels.triton import gemm, plan, quant, tiles, wgrad
+from zoo_kernels.triton.combine import combine, expand
+from zoo_kernels.triton.route import _route, route
+
+assert tiles.INTERPRET, "run me through test_triton_interpreter.py"
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+
+
+@pytest.fixture(autouse=True)
+def _nan_in_new_memory() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def error(value: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Relative error in the 2-norm; NaN counts as infinite."""
+    assert value.shape == wanted.shape
+    if not value.isfinite().all():
+        return float("inf")
+    value, wanted = value.detach().double(), wanted.detach().double()
+    return float((value - wanted).norm() / wanted.norm().clamp(min=1e-30))
+
+
+def make_plan(index_TK: torch.Tensor, num_experts: int, used_TK: torch.Tensor | None = None) -> Plan:
+    used_N = None if used_TK is None else used_TK.flatten()
+    pair_N, offset_E1 = reference.sort_pairs(index_TK.flatten(), used_N, num_experts)
+    return Plan(pair_N // max(index_TK.shape[1], 1), pair_N, offset_E1, index_TK.shape[0], num_experts)
+
+
+def choices(kind: str, num_tokens: int, k: int, num_experts: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(index_TK, used_TK) of a routing with the named peculiarity."""
+    index_TK = torch.randint(0, num_experts, (num_tokens, k))  # duplicates in a row included
+    if kind == "one expert takes all":
+        index_TK.fill_(1)
+    if kind == "empty experts":
+        index_TK = index_TK.clamp(1, num_experts - 2)
+    used_TK = torch.rand(num_tokens, k) < 0.6 if kind == "unused slots" else None
+    return index_TK, torch.zeros(num_tokens, k, dtype=torch.bool) if kind == "all unused" else used_TK
+
+
+# Plan
+
+
+@pytest.mark.parametrize("num_pairs, num_experts", [(0, 4), (1, 1), (300, 7), (517, 33)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_sort_is_the_stable_one(num_pairs: int, num_experts: int, masked: bool) -> None:
+    expert_N = torch.randint(0, num_experts, (num_pairs,))
+    used_N = torch.rand(num_pairs) < 0.7 if masked else None
+    pair_N, offset_E1 = plan.sort_pairs(expert_N, used_N, num_experts)
+    wanted_pair_N, wanted_offset_E1 = reference.sort_pairs(expert_N, used_N, num_experts)
+    assert torch.equal(pair_N, wanted_pair_N) and torch.equal(offset_E1, wanted_offset_E1)
+
+
+@pytest.mark.parametrize("counts", [(5, 0, 33, 16, 0), (0, 0, 0), (200,), (16, 1, 15, 32)])
+def test_tiles_cover_every_row_once_and_hold_one_expert(counts: tuple[int, ...]) -> None:
+    offset_E1 = torch.tensor((0, *counts)).cumsum(0)
+    listed = plan.row_tiles(offset_E1, sum(counts) + 3, 16)
+    wanted = [(e, int(offset_E1[e]) + row) for e, count in enumerate(counts) for row in range(0, count, 16)]
+    found = list(zip(listed.expert_M.tolist(), listed.row_M.tolist(), strict=True))
+    assert found[: len(wanted)] == wanted and all(e == -1 for e, _ in found[len(wanted) :])
+
+    listed = plan.chunks(offset_E1, sum(counts) + 3, 16)
+    rows = [(e, row) for e, count in enumerate(counts) for row in range(0, max(count, 1), 16)]
+    wanted = [(e, int(offset_E1[e]) + row) for e, row in rows]
+    found = list(zip(listed.expert_M.tolist(), listed.row_M.tolist(), strict=True))
+    assert found[: len(wanted)] == wanted and all(e == -1 for e, _ in found[len(wanted) :])
+    slots = [slot for slot in listed.slot_M.tolist() if slot >= 0]
+    assert slots == list(range(sum(-(-count // 16) for count in counts if count > 16)))
+
+
+# Router
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"renorm": True, "scale": 2.5},
+        {"order": "topk_then_score"},
+        {"order": "topk_then_score", "score": "sigmoid", "renorm": True},
+        {"score": "sigmoid", "renorm": True, "select_bias_E": True, "num_groups": 4, "groups_kept": 2},
+        {"score": "none", "select_bias_E": True, "num_groups": 12, "groups_kept": 5},
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_router(options: dict[str, object], dtype: torch.dtype) -> None:
+    options = {**options, **({"select_bias_E": torch.randn(12)} if options.get("select_bias_E") else {})}
+    logits_TE = torch.randn(200, 12).to(dtype).requires_grad_()
+    wanted_logits_TE = logits_TE.detach().double().requires_grad_()
+    index_TK, *found = route(logits_TE, 3, **options)
+    wanted_index_TK, *wanted = reference.route(wanted_logits_TE, 3, **options)
+    assert torch.equal(index_TK, wanted_index_TK)
+    assert max(error(a, b) for a, b in zip(found, wanted, strict=True)) < 2e-6
+    grads = [torch.randn_like(tensor) for tensor in found]
+    (dlogits_TE,) = torch.autograd.grad(found, logits_TE, grads)
+    (wanted_TE,) = torch.autograd.grad(wanted, wanted_logits_TE, [grad.double() for grad in grads])
+    assert dlogits_TE.dtype == dtype and error(dlogits_TE, wanted_TE) < TOLERANCE[dtype]
+
+
+def test_router_ties_infinities_and_no_tokens() -> None:
+    assert route(torch.zeros(2, 5), 5)[0].tolist() == [[0, 1, 2, 3, 4]] * 2
+    logits_TE = torch.tensor([[float("-inf"), float("-inf"), 1.0, float("-inf")]])
+    assert route(logits_TE, 3)[0].tolist() == reference.route(logits_TE, 3)[0].tolist() == [[2, 0, 1]]
+    assert route(torch.full((1, 5), float("nan")), 2)[0].max() < 5
+    assert [tuple(out.shape) for out in route(torch.zeros(0, 5), 2)] == [(0, 2), (0, 2), (0, 5)]
+
+
+def test_the_fakes_of_the_router_agree() -> None:
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(
+        _route, (torch.randn(4, 6), None, 2, "softmax", "score_then_topk", True, 1.0, 0, 0), test_utils=checks
+    )
+
+
+# Expand and combine
+
+
+def test_expand_and_combine_of_any_list_of_pairs() -> None:
+    num_tokens, num_experts, num_pairs, model = 9, 3, 30, 21
+    token_N, expert_N = torch.randint(0, num_tokens - 1, (num_pairs,)), torch.randint(0, num_experts, (num_pairs,))
+    pair_N, offset_E1 = reference.sort_pairs(expert_N, torch.rand(num_pairs) < 0.8, num_experts)
+    routed = Plan(token_N[pair_N], pair_N, offset_E1, num_tokens, num_experts)
+    inputs = torch.randn(num_tokens, model), torch.randn(num_pairs, model), torch.rand(num_pairs)
+    results = []
+    for expand_op, combine_op, dtype in (
+        (expand, combine, torch.float32),
+        (reference.expand, reference.combine, torch.float64),
+    ):
+        x_TD, rows_ND, weight_N = (tensor.to(dtype).requires_grad_() for tensor in inputs)
+        used_ND = torch.where((torch.arange(num_pairs) < routed.offset_E1[-1])[:, None], rows_ND, 0)
+        outs = expand_op(x_TD, routed), combine_op(used_ND, weight_N, routed)
+        loss = sum((out * out.detach().cos()).sum() for out in outs)
+        results.append([*outs, *torch.autograd.grad(loss, (x_TD, rows_ND, weight_N))])
+    assert max(error(a, b) for a, b in zip(*results, strict=True)) < 2e-6
+
+
+# Experts
+
+
+class Case(NamedTuple):
+    activation: str = "swiglu"
+    routing: str = "any"
+    tokens: int = 37
+    bias: bool = False
+    interleaved: bool = False
+    limit: float | None = None
+    keep: bool = True
+    transposed: bool = False
+    dtype: torch.dtype = torch.float32
+    model: int = 35
+    inner: int = 21
+
+
+CASES = (
+    Case(),
+    Case(model=64, inner=32, dtype=torch.float16),
+    Case(dtype=torch.bfloat16),
+    Case("clamped_swiglu", "unused slots", bias=True, interleaved=True, limit=1.0, keep=False),
+    Case("clamped_swiglu", bias=True, interleaved=True, limit=1.0, transposed=True, dtype=torch.float16),
+    Case("geglu", "empty experts", bias=True),
+    Case("reglu", "one expert takes all", limit=0.5),
+    Case("reglu", interleaved=True, keep=False),
+    Case("gelu", "one expert takes all", bias=True, dtype=torch.float16),
+    Case("relu", "unused slots", keep=False),
+    Case("silu", tokens=1, bias=True),
+    Case(tokens=0, bias=True),
+    Case(routing="all unused", bias=True, tokens=5),
+)
+
+
+def inputs_of(case: Case, num_experts: int, k: int) -> list[torch.Tensor | None]:
+    width = case.inner * (2 if case.activation in reference.GATED else 1)
+    x_TD = torch.randn(case.tokens, case.model)
+    w_in = torch.randn(num_experts, width, case.model) / case.model**0.5
+    w_out = torch.randn(num_experts, case.model, case.inner) / case.inner**0.5
+    if case.transposed:
+        w_in, w_out = (weight.transpose(1, 2).contiguous().transpose(1, 2) for weight in (w_in, w_out))
+    biases = (torch.randn(num_experts, width), torch.randn(num_experts, case.model)) if case.bias else (None, None)
+    typed = [None if tensor is None else tensor.to(case.dtype) for tensor in (x_TD, w_in, w_out, *biases)]
+    return [typed[0], torch.rand(case.tokens * k), *typed[1:]]
+
+
+@pytest.mark.parametrize(
+    "case", CASES, ids=lambda case: f"{case.activation}-{case.routing}-{case.dtype}".replace(" ", "_")
+)
+def test_experts_and_every_gradient(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wgrad, "MIN_CHUNK", 32)  # so that the busiest experts are split
+    num_experts, k = 4, 2
+    index_TK, used_TK = choices(case.routing, case.tokens, k, num_experts)
+    routed = make_plan(index_TK, num_experts, used_TK)
+    x_TD, weight_N, w_in, w_out, b_in, b_out = inputs_of(case, num_experts, k)
+    dy_TD = torch.randn(x_TD.shape).to(case.dtype)
+    y_TD, hidden_NW = zoo_triton.ffn_forward(
+        x_TD, weight_N, routed, w_in, w_out, b_in, b_out, case.activation, case.limit, case.interleaved, case.keep
+    )
+    assert hidden_NW.shape[0] == (weight_N.shape[0] if case.keep else 0)
+    grads = zoo_triton.ffn_backward(
+        dy_TD, x_TD, weight_N, routed, w_in, w_out, b_in, b_out, hidden_NW, case.activation, case.limit,
+        case.interleaved,
+    )  # fmt: skip
+    wide = [None if t is None else t.double().requires_grad_() for t in (x_TD, weight_N, w_in, w_out, b_in, b_out)]
+    wanted_TD = reference.expert_ffn(
+        *wide[:2], routed, *wide[2:4], activation=case.activation, b_in=wide[4], b_out=wide[5], limit=case.limit,
+        interleaved=case.interleaved,
+    )  # fmt: skip
+    found = [y_TD, *(grad for grad in grads if grad is not None)]
+    leaves = [tensor for tensor in wide if tensor is not None]
+    wanted = [wanted_TD, *torch.autograd.grad(wanted_TD, leaves, dy_TD.double(), materialize_grads=True)]
+    assert [tensor.stride() for tensor in grads[2:4]] == [w_in.stride(), w_out.stride()]
+    errors = [error(a, b) for a, b in zip(found, wanted, strict=True)]
+    assert max(errors) < TOLERANCE[case.dtype], errors
+
+
+def test_the_descriptor_gemm_is_used_and_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+    describe = gemm._descriptors
+    monkeypatch.setattr(gemm, "_descriptors", lambda *args: used.append(describe(*args)) or used[-1])
+    monkeypatch.setattr(tiles, "TMA", {"interpret"})
+    test_experts_and_every_gradient(Case(model=64, inner=32, bias=True, dtype=torch.float16), monkeypatch)
+    assert [found[2] for found in used] == [False, True]  # down, then the input gradient through the same weights
+
+
+def test_two_runs_are_bitwise_equal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wgrad, "MIN_CHUNK", 32)
+    routed = make_plan(choices("any", 30, 2, 3)[0], 3)
+    x_TD, weight_N, *weights = inputs_of(Case(tokens=30, bias=True), 3, 2)
+
+    def run() -> list[torch.Tensor]:
+        y_TD, hidden = zoo_triton.ffn_forward(x_TD, weight_N, routed, *weights, "swiglu", None, False, True)
+        grads = zoo_triton.ffn_backward(x_TD, x_TD, weight_N, routed, *weights, hidden, "swiglu", None, False)
+        return [y_TD, *grads]
+
+    assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
+
+
+def test_float64_is_refused_with_the_remedy() -> None:
+    with pytest.raises(TypeError, match="backend='reference'"):
+        route(torch.zeros(2, 4, dtype=torch.float64), 1)
+
+
+# Quantised experts
+
+
+@pytest.mark.parametrize("quantise", [quant.quantise_int8, quant.quantise_ternary])
+def test_quantised_experts_equal_their_dequantised_weights(quantise) -> None:
+    case = Case(model=72, inner=40, tokens=20)
+    routed = make_plan(choices("any", 20, 2, 3)[0], 3)
+    x_TD, weight_N, w_in, w_out, *_ = inputs_of(case, 3, 2)
+    (q_in, s_in), (q_out, s_out) = quantise(w_in), quantise(w_out)
+    y_TD, _ = zoo_triton.ffn_forward(
+        x_TD, weight_N, routed, q_in, q_out, None, None, "swiglu", None, False, False, (s_in, s_out)
+    )
+    wide = [quant.dequantise(codes, scale).double() for codes, scale in ((q_in, s_in), (q_out, s_out))]
+    assert error(y_TD, reference.expert_ffn(x_TD.double(), weight_N.double(), routed, *wide)) < 2e-6
+    assert error(wide[0], w_in) < (0.01 if quantise is quant.quantise_int8 else 0.6)
+
+
+def test_ternary_wants_a_multiple_of_four() -> None:
+    with pytest.raises(ValueError, match="pad it"):
+        quant.quantise_ternary(torch.zeros(1, 2, 6))
