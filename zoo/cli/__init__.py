@@ -11,8 +11,7 @@ import sys
 
 import typer
 
-from zoo.cli import doctor, evaluate, info, listing, predict, train
-
+from zoo.cli import convert, doctor, evaluate, info, listing, predict, train
 from zoo.cli.new_plugin import new_plugin_command
 from zoo.spec import ZooError
 
@@ -29,8 +28,8 @@ app.command("info")(info.info_command)
 app.command("train")(train.train_command)
 app.command("eval")(evaluate.eval_command)
 app.command("predict")(predict.predict_command)
+app.command("convert")(convert.convert_command)
 app.command("doctor")(doctor.doctor_command)
-
 app.command("new-plugin")(new_plugin_command)
 
 

@@ -132,6 +132,11 @@ def saved_folder(folder: Path) -> Path:
     )
 
 
+def same(one: Path, other: Path) -> bool:
+    """Whether two paths are one file or folder."""
+    return one.resolve() == other.expanduser().resolve()
+
+
 def read_json(path: Path) -> zc.Tree:
     """A JSON object. Raises `ZooError` for what is missing, malformed or not an object."""
     try:
@@ -216,7 +221,8 @@ def copy_all(wanted: Mapping[str, tuple[str, Tensor]], tensors: Mapping[str, Ten
     if differ:
         wrong.append(f"of another shape: {shortlist(differ)}")
     if wrong:
-        raise ZooError(f"the weights in '{where}' do not fit the model; {'; '.join(wrong)}")
+        what = "; ".join(wrong)
+        raise ZooError(f"the weights in '{where}' do not fit the model; {what}. Use the settings they were made with")
 
 
 def _form(tensor: Tensor) -> str:

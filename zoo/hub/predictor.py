@@ -58,24 +58,20 @@ def load(name_or_path: str | Path, device: str | torch.device = "cpu") -> Predic
         ZooError: nothing of that name, or weights that are missing, damaged, pickled or of another model.
     """
     source = str(name_or_path)
-    name = source
-    registered = registry.split_tag(source)[0] in registry.entries("model")
-    if registered:
-        entry, tag = registry.find_model(source)
-        saved = sources.pretrained(entry, tag)
-    elif source.startswith(("local-dir:", "hf-hub:")):
-        saved = fmt.read(sources.locate(source))
-    elif isinstance(name_or_path, Path) or Path(source).expanduser().exists() or source.startswith((".", "/", "~")):
-        saved = fmt.read(Path(source).expanduser())
+    is_path = isinstance(name_or_path, Path) or source.startswith((".", "/", "~")) or Path(source).expanduser().exists()
+    if source.startswith(("local-dir:", "hf-hub:")):
+        found = sources.registered(source)
+        saved = sources.pretrained(*found, source) if found else fmt.read(sources.locate(source))
+    elif is_path and registry.split_tag(source)[0] not in registry.entries("model"):
+        saved, found = fmt.read(Path(source).expanduser()), None
     else:
-        registry.find_model(source)
-        raise AssertionError("unreachable: the name is not registered")
-    if not registered:
-        if saved.name is None:
-            raise ZooError(f"'{source}' was saved from a class that is not registered; use CLASS.from_pretrained")
-        entry, name = registry.find_model(saved.name)[0], saved.name
+        found = registry.find_model(source)
+        saved = sources.pretrained(*found)
+    if saved.name is None:
+        raise ZooError(f"'{source}' was saved from a class that is not registered; use CLASS.from_pretrained")
+    entry = found[0] if found else registry.find_model(saved.name)[0]
     model = instantiate(entry.name, saved, device)
-    return _predictor(name, model, saved, entry)
+    return _predictor(source if found else saved.name, model, saved, entry)
 
 
 def _predictor(name: str, model: Model, saved: fmt.Saved, entry: registry.Entry) -> Predictor:

@@ -13,17 +13,26 @@ from zoo.hub import importer
 from zoo.spec import ModelSpec, ZooError
 
 
-def pretrained(entry: registry.Entry, tag: str = "") -> fmt.Saved:
-    """The weights of a model's tag; of its first tag when none is given."""
+def pretrained(entry: registry.Entry, tag: str = "", source: str = "") -> fmt.Saved:
+    """The weights of a model's tag, of its first tag when none is given; ``source`` replaces where they come from."""
     spec = entry.spec
     assert isinstance(spec, ModelSpec)
     if not spec.pretrained:
         raise ZooError(f"model '{entry.name}' has no pretrained weights; train it, or see `zoo list --pretrained`")
     weights = spec.pretrained[tag or next(iter(spec.pretrained))]
-    folder = locate(weights.source, entry.plugin.package)
+    folder = locate(source or weights.source, entry.plugin.package)
     if not weights.importer:
         return fmt.read(folder)
     return importer.read(folder, entry, weights.importer)
+
+
+def registered(source: str) -> tuple[registry.Entry, str] | None:
+    """The model and tag that name this source (of any revision) as theirs, if one does."""
+    for entry in registry.entries("model").values():
+        for tag, weights in getattr(entry.spec, "pretrained", {}).items():
+            if weights.source.partition("@")[0] == source.partition("@")[0]:
+                return entry, tag
+    return None
 
 
 def locate(source: str, package: str = "") -> Path:
