@@ -120,11 +120,13 @@ def recipe_path(recipe: str) -> tuple[Path, Path]:
     """A recipe's file and the folder its ``defaults`` are relative to, from ``plugin/name`` or the path of a file."""
     if recipe.endswith((".yaml", ".yml")):
         return Path(recipe), Path(recipe).parent
-    plugin, _, name = recipe.partition("/")
+    plugin = recipe.partition("/")[0]
     known = recipes()
     if recipe not in known:
         if plugin in (broken := registry.broken_plugins()):
-            raise ZooError(f"unknown recipe '{recipe}': plugin {broken[plugin].owner} is broken: {broken[plugin].cause}")
+            raise ZooError(
+                f"unknown recipe '{recipe}': plugin {broken[plugin].owner} is broken: {broken[plugin].cause}"
+            )
         raise ZooError(f"unknown recipe '{recipe}'; {registry.suggest(recipe, known)}")
     return known[recipe], known[recipe].parent
 
@@ -211,7 +213,7 @@ def to_object(schema: type[T], tree: Mapping[str, Any]) -> T:
 
 
 def build(kind: str, node: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-    """What a resolved part node describes: ``target(config, *args, **kwargs)`` with ``config`` an instance of its ``Config``."""
+    """What a resolved part node describes: ``target(config, *args, **kwargs)``, its config an instance of ``Config``."""
     target = registry.find(kind, node["name"]).load()
     settings = resolve(target.Config, _settings(node), node["name"])
     return target(to_object(target.Config, settings), *args, **kwargs)

@@ -1,4 +1,4 @@
-"""Which plugins are installed and what they offer, found through the entry points ``zoo.plugins`` without importing torch.
+"""Which plugins are installed and what they offer, found through the entry points ``zoo.plugins`` without torch.
 
 A plugin that cannot be loaded is kept with its owner and the cause, and is raised only when one of its names is asked
 for. The core's own parts come from `zoo.core`, a manifest of the same form; their names carry no prefix.

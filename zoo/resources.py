@@ -1,4 +1,4 @@
-"""Where a plugin's ``configs`` and ``model_cards`` live: inside its own package, in the installed zoo, or in a checkout."""
+"""Where a plugin's ``configs`` and ``model_cards`` live: in its own package, in the installed zoo, or in a checkout."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def package_dir(package: str) -> Path | None:
 
 
 def plugin_configs(plugin: str, package: str) -> Path:
-    """Recipes of a plugin: ``<package>/configs`` where a third party keeps its own, else ``configs/<plugin>`` of the zoo."""
+    """Recipes of a plugin: ``<package>/configs``, where a third party keeps its own, else the zoo's ``configs/<plugin>``."""
     own = package_dir(package)
     return own / "configs" if own and (own / "configs").is_dir() else resource_dir("configs") / plugin
 

@@ -15,7 +15,7 @@ API = 1
 
 
 class ZooError(Exception):
-    """A mistake that the user can mend: one line that names the thing, the cause and the remedy. The CLI exits with 2."""
+    """A mistake that the user can mend: one line with the thing, the cause and the remedy. The CLI exits with 2."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Importer:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model. Its architecture is ``models/<name>.yaml`` in the plugin's ``configs`` (schema defaults if there is none)."""
+    """A model. Its architecture is ``models/<name>.yaml`` in the plugin's ``configs``, else the schema's defaults."""
 
     name: str
     target: str

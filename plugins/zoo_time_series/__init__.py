@@ -61,7 +61,10 @@ plugin = Plugin(
             "seasonal_naive", "zoo_time_series.models.baselines:SeasonalNaive", "forecasting", "repeats the last season"
         ),
         ModelSpec(
-            "ridge", "zoo_time_series.models.baselines:Ridge", "forecasting", "closed-form linear map, strength by validation"
+            "ridge",
+            "zoo_time_series.models.baselines:Ridge",
+            "forecasting",
+            "closed-form linear map, strength by validation",
         ),
         ModelSpec(
             "dlinear",
@@ -87,7 +90,9 @@ plugin = Plugin(
             files=tuple(DataFile(f"time_series/ETT-small/{name}.csv") for name in ("ETTh1", "ETTh2", "ETTm1", "ETTm2")),
             requires=("pandas",),
         ),
-        DatasetSpec("csv", "zoo_time_series.data.csv:Csv", "your own table, wide or long, CSV or parquet", requires=("pandas",)),
+        DatasetSpec(
+            "csv", "zoo_time_series.data.csv:Csv", "your own table, wide or long, CSV or parquet", requires=("pandas",)
+        ),
     ),
     tasks=(
         TaskSpec(

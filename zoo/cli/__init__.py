@@ -35,7 +35,9 @@ app.command("new-plugin")(new_plugin_command)
 
 @app.callback()
 def options(
-    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error. May stand anywhere in the line."),
+    debug: bool = typer.Option(
+        False, "--debug", help="Show the traceback of an error. May stand anywhere in the line."
+    ),
 ) -> None:
     pass
 
@@ -57,7 +59,12 @@ def main() -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
             raise
-        _stop(f"error: cannot write {error.filename or ''}: {error.strerror}; free space or name another --out", 2, debug, error)
+        _stop(
+            f"error: cannot write {error.filename or ''}: {error.strerror}; free space or name another --out",
+            2,
+            debug,
+            error,
+        )
 
 
 def _stop(line: str, code: int, debug: bool, error: BaseException) -> None:

@@ -54,7 +54,9 @@ def doctor_command(as_json: Json = False) -> None:
         (f"kernels: {name}", "ready" if state["available"] else f"not used: {state['why_not']}")
         for name, state in kernels.items()
     ]
-    rows.append(("data (ZOO_DATA)", f"{document['data']['path']}{'' if document['data']['exists'] else ' (not there yet)'}"))
+    rows.append(
+        ("data (ZOO_DATA)", f"{document['data']['path']}{'' if document['data']['exists'] else ' (not there yet)'}")
+    )
     rows.append(("cache (ZOO_CACHE)", document["cache"]))
     rows += [(f"plugin {name}", owner) for name, owner in document["plugins"].items()]
     rows += [(f"BROKEN plugin {name}", cause) for name, cause in document["broken"].items()]

@@ -63,7 +63,10 @@ def _print(document: dict[str, Any]) -> None:
     rows = [
         ("parameters", f"{document['parameters']:,}"),
         ("active per token", f"{document['active_parameters']:,}"),
-        ("FLOPs per token, forward", f"{number(document['flops_per_token'])} (over {document['tokens_measured']} tokens)"),
+        (
+            "FLOPs per token, forward",
+            f"{number(document['flops_per_token'])} (over {document['tokens_measured']} tokens)",
+        ),
         ("memory of the weights", f"{_size(document['bytes_fp32'])} in fp32, {_size(document['bytes_bf16'])} in bf16"),
         *((f"  {part}", f"{count:,}") for part, count in document["parts"].items()),
     ]

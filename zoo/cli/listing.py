@@ -42,10 +42,16 @@ def list_command(
         "models": models,
         "recipes": recipes,
         "datasets": [
-            {"name": n, "doc": registry.find("data set", n).spec.doc, "licence": registry.find("data set", n).spec.licence}
+            {
+                "name": n,
+                "doc": registry.find("data set", n).spec.doc,
+                "licence": registry.find("data set", n).spec.licence,
+            }
             for n in datasets
         ],
-        "plugins": [{"name": p.name, "owner": p.owner, "doc": p.manifest.doc} for p in registry.list_plugins().values()],
+        "plugins": [
+            {"name": p.name, "owner": p.owner, "doc": p.manifest.doc} for p in registry.list_plugins().values()
+        ],
         "broken": [{"name": b.name, "owner": b.owner, "cause": b.cause} for b in broken],
     }
     if as_json:

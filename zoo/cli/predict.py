@@ -16,7 +16,7 @@ def predict_command(
     out: Annotated[Path, typer.Option(help="Folder for what is written.")] = Path("out"),
     as_json: Json = False,
 ) -> None:
-    """Use a model: input=FILE horizon=96 for forecasters; `zoo info NAME` lists the inputs of any model. Also device=."""
+    """Use a model: input=FILE horizon=96 for forecasters; `zoo info NAME` lists any model's inputs. Also device=."""
     from zoo import config as zc
     from zoo import hub
     from zoo.report import console

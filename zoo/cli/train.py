@@ -17,7 +17,7 @@ def train_command(
     fast_dev_run: Annotated[bool, typer.Option("--fast-dev-run", help="One tiny step of everything.")] = False,
     out: Annotated[str | None, typer.Option(help="Folder for run folders.", show_default="runs")] = None,
 ) -> None:
-    """Train a recipe. Any key of `--cfg` can be set: train.steps=500 model.stack.moe.router.k=1 data=csv data.path=my.csv.
+    """Train a recipe. Any key of `--cfg` can be set: train.steps=500 data=csv data.path=my.csv.
 
     resume=last goes on with the latest run of the recipe, resume=FOLDER with that one.
     """

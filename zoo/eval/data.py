@@ -5,31 +5,32 @@ from __future__ import annotations
 from pathlib import Path
 
 from zoo import config as zc
-from zoo import registry
+from zoo import hub, registry
 from zoo.spec import ZooError
-from zoo.train.recipe import read_recipe
+from zoo.train.recipe import in_plugin_of, read_recipe
 
 
 def data_section(name: str, overrides: zc.Tree) -> zc.Tree:
-    """The resolved ``data`` section for ``zoo eval NAME``. Raises `ZooError` for other keys, and when no data are known."""
+    """The resolved ``data`` section for ``zoo eval NAME``. Raises `ZooError` for other keys and when there are no data."""
     unknown = set(overrides) - {"data"}
     if unknown:
         known = ("data", "device", "split", "batch_size", "limit")
         raise ZooError(f"unknown setting '{min(unknown)}' of zoo eval; {registry.suggest(min(unknown), known)}")
     base, chosen = _own_data(name), overrides.get("data")
     if base is None and chosen is None:
-        raise ZooError(f"'{name}' brings no data of its own; name some, for example data=time_series/csv data.path=FILE")
+        raise ZooError(
+            f"'{name}' brings no data of its own; name some, for example data=time_series/csv data.path=FILE"
+        )
     tree = chosen if base is None else zc.merge(base, chosen) if chosen is not None else base
-    if isinstance(tree, dict) and isinstance(tree.get("name"), str) and "/" not in tree["name"]:
-        tree = {**tree, "name": complete(tree["name"], name)}
+    tree = in_plugin_of(_model_of(name), tree)
     section = zc.resolve_part("data set", tree, "data")
     assert section is not None
     return section
 
 
-def complete(dataset: str, name: str) -> str:
-    """A bare data set's name with the plugin of the model it is for."""
-    return f"{name.partition('/')[0]}/{dataset}"
+def _model_of(name: str) -> str:
+    """Registered name of the model behind a name or folder."""
+    return hub.folder.read(Path(name)).name or name if Path(name).is_dir() else name
 
 
 def _own_data(name: str) -> zc.Tree | None:

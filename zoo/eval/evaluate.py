@@ -24,7 +24,7 @@ from zoo.train.task import Data
 
 @dataclass
 class Report:
-    """Numbers of an evaluation: ``metrics`` of the model, ``rivals`` by name, expert load by layer, and their origin."""
+    """Numbers of an evaluation: ``metrics`` of the model, ``rivals`` by name, expert load by layer, their origin."""
 
     name: str
     split: str

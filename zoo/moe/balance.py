@@ -52,7 +52,10 @@ class Balancers(nn.Module):
         if settings and not num_layers:
             raise ZooError(f"moe.balance sets {', '.join(settings)}, but the model has no MoE layer; remove it")
         self.each = nn.ModuleDict(
-            {name: zc.build("balancer", {"name": name, **node}, num_layers, num_experts) for name, node in settings.items()}
+            {
+                name: zc.build("balancer", {"name": name, **node}, num_layers, num_experts)
+                for name, node in settings.items()
+            }
         )
 
     def bias(self, layer: int) -> Tensor | None:
@@ -79,7 +82,7 @@ class Balancers(nn.Module):
 
 
 class Switch(Balancer):
-    """``coef * E * sum_e f_e P_e``: f_e the share of assignments, P_e the mean gate probability (arXiv:2101.03961, eq. 4).
+    """``coef * E * sum_e f_e P_e``: f_e share of assignments, P_e mean gate probability (arXiv:2101.03961, eq. 4).
 
     ``scope`` says over what f and P are taken: each layer's micro-batch (the losses of the layers are added); each
     layer's global batch, f summed over processes and over the micro-batches of the step so far (arXiv:2501.11873,
@@ -123,7 +126,7 @@ class Switch(Balancer):
 
 
 class ZLoss(Balancer):
-    """``coef * mean_t logsumexp_e(logits)^2``, added over layers (ST-MoE, arXiv:2202.08906, eq. 5): keeps logits small."""
+    """``coef * mean_t logsumexp_e(logits)^2``, added over layers (ST-MoE, arXiv:2202.08906, eq. 5)."""
 
     @dataclass
     class Config:

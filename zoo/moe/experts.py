@@ -15,7 +15,7 @@ from zoo_kernels.plan import Plan
 
 
 class SwiGLU(nn.Module):
-    """``down(silu(gate x) * up x)`` (Shazeer, arXiv:2002.05202). Layout as in transformers: gate above up, ``(E, 2F, D)``."""
+    """``down(silu(gate x) * up x)`` (Shazeer, arXiv:2002.05202). Layout as transformers': gate above up."""
 
     @dataclass
     class Config:

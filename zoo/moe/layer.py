@@ -18,7 +18,7 @@ from zoo_kernels import ops
 
 @dataclass
 class MoEConfig:
-    """A mixture layer as named parts. ``balance`` belongs to the model, which has one set of balancers for all layers."""
+    """A mixture layer as named parts. ``balance`` belongs to the model: one set of balancers for all layers."""
 
     num_experts: int = 8
     router: Any = zc.part("router", "topk")

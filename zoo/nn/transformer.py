@@ -62,7 +62,9 @@ class Transformer(nn.Module):
         self.balancers = Balancers(config.moe.balance, config.num_layers, config.moe.num_experts)
         initialise(self, config.init_std)
 
-    def forward(self, x_BLD: Tensor, valid_BL: Tensor | None = None, cache: Cache | None = None) -> tuple[Tensor, Routing]:
+    def forward(
+        self, x_BLD: Tensor, valid_BL: Tensor | None = None, cache: Cache | None = None
+    ) -> tuple[Tensor, Routing]:
         """States after the final norm, (B, L, D), and the routing of every layer.
 
         Args:

@@ -48,4 +48,3 @@ class DataModule(L.LightningDataModule):
             dataset = torch.utils.data.Subset(dataset, spread(len(dataset), count))  # type: ignore[arg-type]
         sampler = Strided(len(dataset), self.trainer.global_rank, self.trainer.world_size)  # type: ignore[arg-type]
         return self._loader(dataset, batch_size=self.config.eval_batch_size, sampler=sampler)
-

@@ -77,9 +77,17 @@ def resolve_recipe(tree: zc.Tree, where: str) -> zc.Tree:
         raise ZooError(f"recipe '{where}' names no model; set model.name=...")
     task = registry.full_task(registry.find_model(name)[0])
     tree = {**tree, "task": zc.merge({"name": task}, tree.get("task") or {})}
-    if tree.get("data") is None:
+    data = tree.get("data")
+    if data is None:
         raise ZooError(f"recipe '{where}' names no data set; set data.name=..., one of {registry.list_datasets()}")
-    return zc.resolve(Recipe, tree)
+    return zc.resolve(Recipe, {**tree, "data": in_plugin_of(name, data)})
+
+
+def in_plugin_of(model: str, data: Any) -> Any:
+    """A data section whose bare name (``csv``) is that of the model's own plugin (``time_series/csv``)."""
+    named = {"name": data} if isinstance(data, str) else data
+    bare = isinstance(named, dict) and isinstance(named.get("name"), str) and "/" not in named["name"]
+    return {**named, "name": f"{model.partition('/')[0]}/{named['name']}"} if bare else data
 
 
 def run_name(recipe: str) -> str:

@@ -1,8 +1,8 @@
 """`zoo train`: from a resolved recipe to a run folder that holds everything needed to trust, resume and use it.
 
-    runs/<recipe>/            config.yaml  run.json (versions, commit, seed)  logs/  plots/
-        checkpoints/          last.ckpt, best.ckpt
-        model/                config.json, model.safetensors: what `zoo.load` reads
+runs/<recipe>/            config.yaml  run.json (versions, commit, seed)  logs/  plots/
+    checkpoints/          last.ckpt, best.ckpt
+    model/                config.json, model.safetensors: what `zoo.load` reads
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ def _fit(
         trainer.fit(module, datamodule=DataModule(data, t, recipe.seed), ckpt_path=last, weights_only=True)
     except OSError as error:
         raise ZooError(
-            f"writing to {folder} failed ({error.strerror or error}); free some space there, then go on with resume={folder}"
+            f"writing to {folder} failed ({error.strerror or error}); free some space there, then go on with "
+            f"resume={folder}"
         ) from error
     if trainer.interrupted:
         raise KeyboardInterrupt
@@ -158,7 +159,7 @@ def resume_tree(folder: Path, overrides: Sequence[str]) -> zc.Tree:
     for item in overrides:
         if not item.startswith(allowed):
             raise ZooError(
-                f"'{item}' cannot change in a resumed run, or it would not be the same run; leave it out, or start a new one"
+                f"'{item}' cannot change in a resumed run, which would not be the same run; leave it out, or start anew"
             )
     return zc.resolve(Recipe, zc.merge(zc.read_yaml(folder / "config.yaml"), zc.from_dotlist(overrides)))
 
@@ -207,4 +208,3 @@ def _logger(kind: str, folder: Path) -> Logger:
 def log_files(folder: Path) -> list[Path]:
     """The CSV logs of a run, oldest first."""
     return sorted(folder.glob("logs/version_*/metrics.csv"), key=lambda p: int(p.parent.name.rpartition("_")[2]))
-

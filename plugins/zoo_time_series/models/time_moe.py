@@ -100,7 +100,8 @@ class TimeMoE(Forecaster):
         """Autoregressive in chunks: the largest head that fits what is left, or the smallest one, cut."""
         if past_BL.shape[1] + horizon > self.config.max_length:
             raise ZooError(
-                f"context {past_BL.shape[1]} and horizon {horizon} exceed max_length={self.config.max_length}; lower one"
+                f"context {past_BL.shape[1]} and horizon {horizon} exceed max_length={self.config.max_length}; "
+                "lower one of them"
             )
         cache = Cache() if use_cache else None
         valid_BL = None if bool(past_valid_BL.all()) else past_valid_BL

@@ -128,7 +128,9 @@ class Forecasting(Task):
         with torch.inference_mode():
             for rows in torch.arange(len(window.names)).split(256):
                 past, valid, season = window.past[rows], window.past_valid[rows], window.season[rows]
-                predicted = self.forecast(model, past.to(model.device), valid.to(model.device), horizon, season.to(model.device))
+                predicted = self.forecast(
+                    model, past.to(model.device), valid.to(model.device), horizon, season.to(model.device)
+                )
                 pieces.append(predicted.cpu())
         return Forecast(window, torch.cat(pieces) * window.std[:, None] + window.mean[:, None])
 
