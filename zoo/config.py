@@ -213,7 +213,7 @@ def to_object(schema: type[T], tree: Mapping[str, Any]) -> T:
 
 
 def build(kind: str, node: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-    """What a resolved part node describes: ``target(config, *args, **kwargs)``, its config an instance of ``Config``."""
+    """What a resolved part node describes: ``target(config, *args, **kwargs)``, the config a ``Config``."""
     target = registry.find(kind, node["name"]).load()
     settings = resolve(target.Config, _settings(node), node["name"])
     return target(to_object(target.Config, settings), *args, **kwargs)

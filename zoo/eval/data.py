@@ -11,7 +11,7 @@ from zoo.train.recipe import in_plugin_of, read_recipe
 
 
 def data_section(name: str, overrides: zc.Tree) -> zc.Tree:
-    """The resolved ``data`` section for ``zoo eval NAME``. Raises `ZooError` for other keys and when there are no data."""
+    """The resolved ``data`` section for ``zoo eval NAME``. Raises `ZooError` for other keys and without data."""
     unknown = set(overrides) - {"data"}
     if unknown:
         known = ("data", "device", "split", "batch_size", "limit")

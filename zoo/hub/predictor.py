@@ -69,7 +69,7 @@ def load(name_or_path: str | Path, device: str | torch.device = "cpu") -> Predic
         saved = sources.pretrained(*found)
     if saved.name is None:
         raise ZooError(f"'{source}' was saved from a class that is not registered; use CLASS.from_pretrained")
-    entry = found[0] if found else registry.find_model(saved.name)[0]
+    entry = found[0] if found else registry.find("model", saved.name)
     model = instantiate(entry.name, saved, device)
     return _predictor(source if found else saved.name, model, saved, entry)
 
