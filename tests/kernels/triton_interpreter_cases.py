@@ -14,8 +14,8 @@ from zoo_kernels import reference
 from zoo_kernels import triton as zoo_triton
 from zoo_kernels.plan import Plan
 from zoo_kernels.triton import gemm, plan, quant, tiles, wgrad
-from zoo_kernels.triton.combine import combine, expand
-from zoo_kernels.triton.route import _route, route
+from zoo_kernels.triton.dispatch import combine, expand
+from zoo_kernels.triton.router import _route, route
 
 assert tiles.INTERPRET, "run me through test_triton_interpreter.py"
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}

@@ -2,10 +2,10 @@
 
 import torch
 
-from .combine import combine, expand
+from .dispatch import combine, expand
 from .ffn import ffn_backward, ffn_forward
 from .plan import sort_pairs
-from .route import route
+from .router import route
 from .tiles import INTERPRET
 
 __all__ = ["combine", "expand", "ffn_backward", "ffn_forward", "route", "sort_pairs", "unavailable"]

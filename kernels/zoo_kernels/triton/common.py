@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
+from . import tiles
 from .tiles import INTERPRET, Tile
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -19,9 +20,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, tile: Tile | None = N
     """Runs `kernel` over `grid`; nothing if it is empty (no tokens). All launches of the package go through here."""
     if math.prod(grid) == 0:
         return
-    if tile is not None:
-        constants |= {"num_warps": tile.warps, "num_stages": tile.stages}
     device = next(arg.device for arg in args if isinstance(arg, torch.Tensor))
+    constants |= options(tile, device)
     if device.type == "cuda":
         with torch.cuda.device(device):
             kernel[grid](*args, **constants)
@@ -33,6 +33,13 @@ def check_dtype(dtype: torch.dtype) -> None:
     """Raises TypeError, with the remedy, for what the kernels would silently compute in fp32."""
     if dtype not in DTYPES:
         raise TypeError(f"zoo_kernels: the triton path has no {dtype}; pass backend='reference' or cast to float32")
+
+
+def options(tile: Tile | None, device: torch.device) -> dict[str, int]:
+    """Warps and stages; kernels without a tile stream through memory with 128 threads, 16 bytes each."""
+    if tile is None:
+        return {"num_warps": 2 if tiles.arch(device).startswith("gfx") else 4}
+    return {"num_warps": tile.warps, "num_stages": tile.stages}
 
 
 def upcast(dtype: torch.dtype) -> bool:

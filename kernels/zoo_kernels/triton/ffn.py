@@ -10,7 +10,7 @@ import triton
 from ..plan import Plan
 from ..reference import GATED
 from . import common, tiles
-from .combine import combine_rows
+from .dispatch import combine_rows
 from .down_backward import down_backward_kernel
 from .gemm import grouped_gemm
 from .plan import row_tiles

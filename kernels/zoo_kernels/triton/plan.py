@@ -47,12 +47,13 @@ def scatter_kernel(
 ):  # fmt: skip
     """Writes each pair at (first position of its expert in its block) + (its rank among equals in the block)."""
     block = tl.program_id(0)
-    local = tl.arange(0, BLOCK)
-    pair = block * BLOCK + local
+    pair = block * BLOCK + tl.arange(0, BLOCK)
     expert = load_expert(index_ptr, used_ptr, pair, num_pairs, num_experts, HAS_USED)
-    other = load_expert(index_ptr, used_ptr, block * BLOCK + local, num_pairs, num_experts, HAS_USED)
-    equal_before = (expert[:, None] == other[None, :]) & (local[:, None] > local[None, :])
-    rank = tl.sum(equal_before.to(tl.int32), axis=1)
+    rank = tl.zeros((BLOCK,), dtype=tl.int32)
+    for begin in range(block * BLOCK, (block + 1) * BLOCK, 16):
+        other = begin + tl.arange(0, 16)
+        equal = load_expert(index_ptr, used_ptr, other, num_pairs, num_experts, HAS_USED)[None, :] == expert[:, None]
+        rank += tl.sum((equal & (other[None, :] < pair[:, None])).to(tl.int32), axis=1)
     bucket = expert * num_blocks + block
     mask = pair < num_pairs
     first = tl.load(last_ptr + bucket, mask=mask, other=0) - tl.load(count_ptr + bucket, mask=mask, other=0)
@@ -114,7 +115,7 @@ def sort_pairs(
     has_used = used_N is not None
     common.launch(
         histogram_kernel, (num_blocks,), expert_N, used, count_EB, num_pairs, num_experts, num_blocks,
-        HAS_USED=has_used, BLOCK=BLOCK, BINS=triton.next_power_of_2(num_experts + 2), num_warps=4,
+        HAS_USED=has_used, BLOCK=BLOCK, BINS=triton.next_power_of_2(num_experts + 2),
     )  # fmt: skip
     last_EB = count_EB.view(-1).cumsum(0, dtype=torch.int32)
     offset_E1 = expert_N.new_zeros(num_experts + 1, dtype=torch.int64)
@@ -123,7 +124,7 @@ def sort_pairs(
     pair_N = expert_N.new_empty(num_pairs, dtype=torch.int64)
     common.launch(
         scatter_kernel, (num_blocks,), expert_N, used, last_EB, count_EB, pair_N, num_pairs, num_experts, num_blocks,
-        HAS_USED=has_used, BLOCK=BLOCK, num_warps=4,
+        HAS_USED=has_used, BLOCK=BLOCK,
     )  # fmt: skip
     return pair_N, offset_E1
 
@@ -150,6 +151,6 @@ def _list_tiles(
         common.launch(
             tile_kernel, (num_experts + 1,), offset_E1, expert_M, row_M, row_M if slot_M is None else slot_M,
             num_experts, max_tiles, rows, AT_LEAST=at_least, HAS_SLOT=has_slot,
-            BINS=triton.next_power_of_2(num_experts + 1), BLOCK=128, num_warps=4,
+            BINS=triton.next_power_of_2(num_experts + 1), BLOCK=128,
         )  # fmt: skip
     return Tiles(expert_M, row_M, slot_M)

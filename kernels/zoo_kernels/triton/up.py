@@ -6,7 +6,7 @@ Shape suffixes: N pairs, E experts, D model, F inner.
 import triton
 import triton.language as tl
 
-from .common import activate, store_pair
+from .common import activate, load_pair, store_pair
 from .quant import load_weight
 
 
@@ -50,15 +50,16 @@ def up_kernel(
             w = load_weight(w_ptr, up_row, d, D, in_cols, stride_ww, stride_wd, x.dtype, WEIGHT, EVEN, BK)
             up = tl.dot(x, w, up, input_precision=PRECISION)
     width = 2 * F if HAS_UP else F
-    channel = expert.to(tl.int64) * width
+    channel = expert.to(tl.int64) * width + tl.zeros((1,), dtype=tl.int64)
+    one = tl.full((1,), True, dtype=tl.int1)
     if WEIGHT != "float":
-        gate *= tl.load(scale_ptr + channel + gate_row, mask=in_cols, other=0.0).to(tl.float32)[None, :]
-        if HAS_UP:
-            up *= tl.load(scale_ptr + channel + up_row, mask=in_cols, other=0.0).to(tl.float32)[None, :]
+        gate_scale, up_scale = load_pair(scale_ptr + channel, pid_n * BN, one, F, HAS_UP, INTERLEAVED, BN)
+        gate *= gate_scale
+        up *= up_scale
     if HAS_BIAS:
-        gate += tl.load(bias_ptr + channel + gate_row, mask=in_cols, other=0.0).to(tl.float32)[None, :]
-        if HAS_UP:
-            up += tl.load(bias_ptr + channel + up_row, mask=in_cols, other=0.0).to(tl.float32)[None, :]
+        gate_bias, up_bias = load_pair(bias_ptr + channel, pid_n * BN, one, F, HAS_UP, INTERLEAVED, BN)
+        gate += gate_bias
+        up += up_bias
     if SAVE:
         store_pair(h_ptr + first * width + local * width, gate, up, pid_n * BN, in_rows, F, HAS_UP, INTERLEAVED, BN)
     out = activate(gate, up, limit, ACT, HAS_UP, HAS_LIMIT)

@@ -131,7 +131,7 @@ def wgrad(
         common.launch(
             reduce_kernel, (num_experts, triton.cdiv(width_p * width_q, 1024)), partial, dw, plan.offset_E1,
             num_experts, width_p, width_q, rows, *dw.stride(),
-            BINS=triton.next_power_of_2(num_experts), BLOCK=1024, num_warps=4,
+            BINS=triton.next_power_of_2(num_experts), BLOCK=1024,
         )  # fmt: skip
     return dw
 
@@ -143,6 +143,6 @@ def bias_grad(rows: torch.Tensor, plan: Plan, like: torch.Tensor, weight_N: torc
     common.launch(
         bias_kernel, (plan.num_experts, triton.cdiv(width, 128)), rows, plan.token_N, plan.pair_N,
         rows if weight_N is None else weight_N, db, plan.offset_E1, width, rows.stride(0),
-        GATHER=weight_N is not None, BR=32, BC=128, num_warps=4,
+        GATHER=weight_N is not None, BR=32, BC=128,
     )  # fmt: skip
     return db

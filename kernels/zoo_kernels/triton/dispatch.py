@@ -80,7 +80,7 @@ def combine_rows(rows_ND: torch.Tensor, weight_N: torch.Tensor | None, plan: Pla
     common.launch(
         combine_kernel, (plan.num_tokens, triton.cdiv(width, columns)), rows_ND,
         rows_ND if weight_N is None else weight_N, plan.pair_N, order_N, start_T1, y_TD, width, rows_ND.stride(0),
-        HAS_WEIGHT=weight_N is not None, BD=columns, num_warps=4,
+        HAS_WEIGHT=weight_N is not None, BD=columns,
         BR=min(8, triton.next_power_of_2(triton.cdiv(num_pairs, max(plan.num_tokens, 1)) or 1)),
     )  # fmt: skip
     return y_TD
@@ -99,7 +99,7 @@ def expand_rows(
         expand_kernel, (triton.cdiv(num_pairs, rows),), x_TD, plan.token_N, plan.pair_N,
         x_TD if weight_N is None else weight_N, x_TD if rows_ND is None else rows_ND, out_ND, dweight_N,
         plan.offset_E1[-1:], num_pairs, width, x_TD.stride(0), width,
-        HAS_WEIGHT=weight_N is not None, BR=rows, BD=columns, num_warps=4,
+        HAS_WEIGHT=weight_N is not None, BR=rows, BD=columns,
     )  # fmt: skip
     return out_ND, dweight_N
 

@@ -139,12 +139,11 @@ def _blocks(num_tokens: int, num_experts: int, k: int) -> tuple[tuple[int], dict
     columns = triton.next_power_of_2(num_experts)
     rows = max(1, 2048 // columns)
     return (triton.cdiv(num_tokens, rows),), {
-        "K": k, "BT": rows, "BE": columns, "BK": triton.next_power_of_2(k), "num_warps": 4,
+        "K": k, "BT": rows, "BE": columns, "BK": triton.next_power_of_2(k),
     }  # fmt: skip
 
 
-@torch.library.custom_op("zoo::triton_route", mutates_args=())
-def _route(
+def route_forward(
     logits_TE: torch.Tensor, bias_E: torch.Tensor | None, k: int, score: str, order: str, renorm: bool, scale: float,
     num_groups: int, groups_kept: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
@@ -164,6 +163,9 @@ def _route(
     return index_TK, weight_TK, scores_TE
 
 
+_route = torch.library.custom_op("zoo::triton_route", route_forward, mutates_args=())
+
+
 @_route.register_fake
 def _(logits_TE, bias_E, k, score, order, renorm, scale, num_groups, groups_kept):
     new = logits_TE.new_empty
@@ -171,8 +173,7 @@ def _(logits_TE, bias_E, k, score, order, renorm, scale, num_groups, groups_kept
     return new(shape, dtype=torch.int64), new(shape, dtype=torch.float32), new(logits_TE.shape, dtype=torch.float32)
 
 
-@torch.library.custom_op("zoo::triton_route_backward", mutates_args=())
-def _route_backward(
+def route_backward(
     dweight_TK: torch.Tensor, dscores_TE: torch.Tensor, logits_TE: torch.Tensor, index_TK: torch.Tensor,
     scores_TE: torch.Tensor, score: str, order: str, renorm: bool, scale: float,
 ) -> torch.Tensor:  # fmt: skip
@@ -185,6 +186,9 @@ def _route_backward(
         SCORE=score, AFTER=order == "topk_then_score", RENORM=renorm, **blocks,
     )  # fmt: skip
     return dlogits_TE
+
+
+_route_backward = torch.library.custom_op("zoo::triton_route_backward", route_backward, mutates_args=())
 
 
 @_route_backward.register_fake
