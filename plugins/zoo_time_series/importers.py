@@ -33,6 +33,16 @@ TIME_MOE = Importer(
         "stack.moe.shared.name": "swiglu",
         "stack.moe.shared.gate": "sigmoid",
     },
+    # The published evaluation sees 512 points to forecast 96; of the training series nothing is kept.
+    preprocessing={
+        "context": 512,
+        "horizon": 96,
+        "columns": [],
+        "mean": [],
+        "std": [],
+        "season": 1,
+        "frequency": "many frequencies",
+    },
     keys={
         "model.embed_layer.emb_layer.weight": "embed.emb.weight",
         "model.embed_layer.gate_layer.weight": "embed.gate.weight",
@@ -42,7 +52,7 @@ TIME_MOE = Importer(
         },
         f"{_THEIRS}.input_layernorm.weight": f"{_OURS}.attention_norm.weight",
         f"{_THEIRS}.post_attention_layernorm.weight": f"{_OURS}.moe_norm.weight",
-        f"{_FFN}.gate.weight": f"{_MOE}.router.weight",
+        f"{_FFN}.gate.weight": f"{_MOE}.router.scorer.weight",
         f"{_FFN}.experts.{{e}}.gate_proj.weight": f"{_MOE}.experts.gate_up_proj[{{e}}, :half]",
         f"{_FFN}.experts.{{e}}.up_proj.weight": f"{_MOE}.experts.gate_up_proj[{{e}}, half:]",
         f"{_FFN}.experts.{{e}}.down_proj.weight": f"{_MOE}.experts.down_proj[{{e}}]",

@@ -28,8 +28,11 @@ class Balancer(nn.Module):
         super().__init__()
         self.config = config
 
-    def bias(self, layer: int) -> Tensor | None:
-        """Added to the selection scores of a layer, (E,) or (T, E): changes which experts, never how much."""
+    def bias(self, layer: int, scores_TE: Tensor, valid_T: Tensor) -> Tensor | None:
+        """Added to the selection scores of a layer, (E,) or (T, E): changes which experts, never how much.
+
+        Must not change the balancer's state: under activation checkpointing it runs twice; `observe` runs once.
+        """
         return None
 
     def loss(self, routing: Routing) -> Tensor | None:
@@ -58,8 +61,9 @@ class Balancers(nn.Module):
             }
         )
 
-    def bias(self, layer: int) -> Tensor | None:
-        given = [b for balancer in self.each.values() if (b := balancer.bias(layer)) is not None]
+    def bias(self, layer: int, scores_TE: Tensor, valid_T: Tensor) -> Tensor | None:
+        each = (balancer.bias(layer, scores_TE, valid_T) for balancer in self.each.values())
+        given = [bias for bias in each if bias is not None]
         return sum(given[1:], given[0]) if given else None
 
     def loss(self, routing: Routing) -> dict[str, Tensor]:

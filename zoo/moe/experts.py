@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from zoo.config import at_least
 from zoo_kernels import ops
 from zoo_kernels.plan import Plan
 
@@ -20,6 +21,9 @@ class SwiGLU(nn.Module):
     @dataclass
     class Config:
         intermediate_size: int = 256
+
+        def __post_init__(self) -> None:
+            at_least(1, self, "intermediate_size")
 
     def __init__(self, config: Config, hidden_size: int, num_experts: int) -> None:
         super().__init__()

@@ -26,6 +26,9 @@ class MoEConfig:
     shared: Any = zc.part("shared")
     balance: Any = zc.parts("balancer")
 
+    def __post_init__(self) -> None:
+        zc.at_least(1, self, "num_experts")
+
 
 class MoE(nn.Module):
     """``y = sum_k weight_k * expert_k(x) [+ shared(x)]``."""

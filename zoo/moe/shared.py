@@ -8,6 +8,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.config import at_least
+
 
 class SwiGLU(nn.Module):
     """A dense SwiGLU, added as it is (DeepSeekMoE) or times ``sigmoid(w . x)`` (Qwen2-MoE, Time-MoE)."""
@@ -16,6 +18,9 @@ class SwiGLU(nn.Module):
     class Config:
         intermediate_size: int = 256
         gate: Literal["none", "sigmoid"] = "none"
+
+        def __post_init__(self) -> None:
+            at_least(1, self, "intermediate_size")
 
     def __init__(self, config: Config, hidden_size: int) -> None:
         super().__init__()
