@@ -38,8 +38,10 @@ class Weights:
 class Importer:
     """How a public checkpoint becomes ours: plain data, no code.
 
-    ``config`` maps a dotted key of our model config to the key of the foreign ``config.json``; ``fixed`` sets what the
-    foreign config does not say; ``expect`` are foreign settings that must hold, or the checkpoint is refused.
+    ``config`` maps a dotted key of our model config to the key of the foreign ``config.json``, or to the quotient of
+    two, ``"a // b"``, a whole number; ``fixed`` sets what the foreign config does not say; ``expect`` are foreign
+    settings that must hold, or the checkpoint is refused. ``preprocessing`` is what a model of ours is saved with.
+
     ``keys`` maps a foreign key pattern to ours, with named fields: ``"model.layers.{n}.mlp.gate.weight"``. A pattern of
     ours that ends in ``[{e}]`` stacks the foreign tensors along a new first dimension; ``[{e}, :half]`` and
     ``[{e}, half:]`` write the two halves of a gated matrix.
@@ -49,6 +51,7 @@ class Importer:
     keys: Mapping[str, str]
     fixed: Mapping[str, Any] = field(default_factory=dict)
     expect: Mapping[str, Any] = field(default_factory=dict)
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,8 @@ def imported(entry: registry.Entry, chosen: Importer, tree: zc.Tree, tensors: An
     def fill(model: nn.Module) -> None:
         fmt.copy_all(places(chosen, model), tensors(), where)
 
-    return fmt.Saved(entry.name, {key: value for key, value in node.items() if key != "name"}, fill)
+    tree = {key: value for key, value in node.items() if key != "name"}
+    return fmt.Saved(entry.name, tree, fill, preprocessing=dict(chosen.preprocessing))
 
 
 def settings(chosen: Importer, foreign: Mapping[str, Any], where: str) -> zc.Tree:
