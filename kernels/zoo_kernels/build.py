@@ -1,4 +1,4 @@
-"""Compiles `csrc` once with the system compiler into a user cache and loads it through ctypes: no torch headers, no ABI."""
+"""Compiles `csrc` once with the system compiler into a user cache and loads it through ctypes: no torch headers."""
 
 import ctypes
 import functools
@@ -23,8 +23,10 @@ class BuildError(Exception):
 
 
 def cache_dir() -> Path:
-    """$XDG_CACHE_HOME/zoo or ~/.cache/zoo."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zoo" / "kernels"
+    """`kernels` in $ZOO_CACHE, or in `moe-zoo` of $XDG_CACHE_HOME (default ~/.cache)."""
+    if base := os.environ.get("ZOO_CACHE"):
+        return Path(base).expanduser() / "kernels"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moe-zoo" / "kernels"
 
 
 def compiler() -> list[str]:

@@ -14,23 +14,23 @@ from zoo_kernels.build import BuildError, library
 from zoo_kernels.plan import Plan
 
 route = reference.route
-sort_pairs = reference.sort_pairs
 
 _KINDS = {"silu": 0, "swiglu": 0, "gelu": 1, "geglu": 1, "relu": 2, "reglu": 2, "clamped_swiglu": 3}
 _forked = False
+
+
+_SIZES = ("tokens", "experts", "model", "inner", "width", "threads", "groups", "kind", "gated")
+_INPUTS = ("x", "weight", "token", "pair", "offset", "win_row", "w_in", "w_out", "b_in", "b_out", "hidden", "y")
+_GRADS = ("dy", "dx", "dweight", "dw_in", "dw_out", "db_in", "db_out")
 
 
 class _Ffn(ctypes.Structure):
     """Mirrors `ffn` of csrc/ffn.c."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in "tokens experts model inner width threads groups kind gated".split()),
+        *((name, ctypes.c_int64) for name in _SIZES),
         ("limit", ctypes.c_float),
-        *(
-            (name, ctypes.c_void_p)
-            for name in "x weight token pair offset win_row w_in w_out b_in b_out hidden y "
-            "dy dx dweight dw_in dw_out db_in db_out".split()
-        ),
+        *((name, ctypes.c_void_p) for name in _INPUTS + _GRADS),
     )
 
 
@@ -41,6 +41,7 @@ def unavailable() -> str:
     except BuildError as error:
         return str(error)
     lib.zoo_tensor.restype = ctypes.c_void_p
+    lib.zoo_sort_pairs.restype = ctypes.c_int64
     os.register_at_fork(after_in_child=_after_fork)
     return ""
 
@@ -61,7 +62,7 @@ _capsule.restype, _capsule.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes
 
 
 def empty(*shape: int) -> Tensor:
-    """An uninitialised fp32 tensor on reused, huge-page memory: fresh pages cost more than what is written into them."""
+    """Uninitialised fp32 tensor on reused huge pages: touching fresh ones costs more than what is written into them."""
     if 0 in shape:
         return torch.empty(shape)
     managed = library().zoo_tensor(len(shape), (ctypes.c_int64 * len(shape))(*shape))
@@ -70,11 +71,26 @@ def empty(*shape: int) -> Tensor:
     return torch.utils.dlpack.from_dlpack(_capsule(managed, b"dltensor", None))
 
 
+def sort_pairs(expert_N: Tensor, used_N: Tensor | None, num_experts: int) -> tuple[Tensor, Tensor]:
+    """(pair_N, offset_E1); see `reference.sort_pairs`."""
+    expert_N, used_N = expert_N.contiguous(), None if used_N is None else used_N.bool().contiguous()
+    pair_N, offset_E1 = torch.empty_like(expert_N), torch.empty(num_experts + 1, dtype=torch.int64)
+    pointers = (tensor if tensor is None else tensor.data_ptr() for tensor in (expert_N, used_N, pair_N, offset_E1))
+    sizes = ctypes.c_int64(expert_N.numel()), ctypes.c_int64(num_experts)
+    if status := library().zoo_sort_pairs(*sizes, *map(ctypes.c_void_p, pointers)):
+        if status == 1:
+            raise MemoryError("zoo_kernels: out of memory")
+        raise ValueError(f"zoo_kernels: expert index {int(expert_N[status - 2])} is not in 0..{num_experts - 1}")
+    return pair_N, offset_E1
+
+
 def _is_fp32(*tensors: Tensor | None) -> bool:
     return all(tensor is None or tensor.dtype == torch.float32 for tensor in tensors)
 
 
-def _run(tensors: dict[str, Tensor | None], plan: Plan, activation: str, limit: float | None, interleaved: bool) -> None:
+def _run(
+    tensors: dict[str, Tensor | None], plan: Plan, activation: str, limit: float | None, interleaved: bool
+) -> None:
     w_out = tensors["w_out"]
     experts, model, inner = w_out.shape
     width = tensors["w_in"].shape[1]
@@ -111,7 +127,9 @@ def ffn_forward(
     """(y_TD, hidden_NW); hidden is empty unless asked for."""
     inputs = {"x": x_TD, "weight": weight_N, "w_in": w_in, "w_out": w_out, "b_in": b_in, "b_out": b_out}
     if not _is_fp32(x_TD) or not x_TD.numel():
-        return reference.ffn_forward(x_TD, weight_N, plan, w_in, w_out, b_in, b_out, activation, limit, interleaved, keep_hidden)
+        return reference.ffn_forward(
+            x_TD, weight_N, plan, w_in, w_out, b_in, b_out, activation, limit, interleaved, keep_hidden
+        )
     inputs = {name: None if tensor is None else tensor.float().contiguous() for name, tensor in inputs.items()}
     hidden_NW = empty(plan.token_N.shape[0] if keep_hidden else 0, w_in.shape[1])
     y_TD = empty(*x_TD.shape)

@@ -87,10 +87,6 @@ def _check(what: str, value: object, known: tuple[object, ...]) -> None:
 
 @torch.library.custom_op("zoo::sort_pairs", mutates_args=())
 def _sort_pairs(expert_N: Tensor, used_N: Tensor | None, num_experts: int, backend: str) -> tuple[Tensor, Tensor]:
-    if expert_N.device.type == "cpu" and expert_N.numel():
-        low, high = (int(bound) for bound in torch.aminmax(expert_N))
-        if low < 0 or high >= num_experts:
-            raise ValueError(f"zoo_kernels: expert index {low if low < 0 else high} is not in 0..{num_experts - 1}")
     return _module(backend)[0].sort_pairs(expert_N, used_N, num_experts)
 
 
@@ -118,10 +114,6 @@ def plan_pairs(
 
 def _sort(expert_N: Tensor, used_N: Tensor | None, num_experts: int) -> tuple[Tensor, Tensor]:
     backend = _resolve(_forced, expert_N.device.type)
-    if backend == "triton":
-        from zoo_kernels import triton
-
-        return triton.sort_pairs(expert_N.long(), used_N, num_experts)
     return _sort_pairs(expert_N.long(), used_N, num_experts, backend)
 
 
@@ -185,11 +177,19 @@ def route(
 
 def expand(x_TD: Tensor, plan: Plan) -> Tensor:
     """(N, D) rows of x in the plan's order, zero for unused pairs: for experts with their own compute."""
+    if _resolve(_forced, x_TD.device.type) == "triton":
+        from zoo_kernels import triton
+
+        return triton.expand(x_TD, plan)
     return reference.expand(x_TD, plan)
 
 
 def combine(rows_ND: Tensor, weight_N: Tensor, plan: Plan) -> Tensor:
     """(T, D) weighted sum of each token's rows; rows in the plan's order, weights in original pair order."""
+    if _resolve(_forced, rows_ND.device.type) == "triton":
+        from zoo_kernels import triton
+
+        return triton.combine(rows_ND, weight_N, plan)
     return reference.combine(rows_ND, weight_N, plan)
 
 
@@ -313,13 +313,6 @@ def expert_ffn(
         b_in, b_out = (None if bias is None else bias.to(dtype) for bias in (b_in, b_out))
     _check_shapes(x_TD, weight_N, plan, w_in, w_out, b_in, b_out, activation in reference.GATED)
     backend = _resolve(backend or _forced, x_TD.device.type)
-    if backend == "triton":
-        from zoo_kernels import triton
-
-        return triton.expert_ffn(
-            x_TD, weight_N, plan, w_in, w_out, activation=activation, b_in=b_in, b_out=b_out,
-            limit=limit, interleaved=interleaved, save=save,
-        )  # fmt: skip
     inputs = (x_TD, weight_N, w_in, w_out, b_in, b_out)
     trains = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)
     return _expert_ffn(

@@ -26,7 +26,11 @@ def unavailable() -> str:
 
 
 def sort_pairs(expert_N: Tensor, used_N: Tensor | None, num_experts: int) -> tuple[Tensor, Tensor]:
-    """Stable counting sort: (pair_N, offset_E1) of the pairs by expert, unused pairs last."""
+    """Stable sort of the pairs by expert, unused last: (pair_N, offset_E1). Indices are checked on the CPU only."""
+    if expert_N.device.type == "cpu" and expert_N.numel():
+        low, high = (int(bound) for bound in torch.aminmax(expert_N))
+        if low < 0 or high >= num_experts:
+            raise ValueError(f"zoo_kernels: expert index {low if low < 0 else high} is not in 0..{num_experts - 1}")
     key_N = expert_N if used_N is None else torch.where(used_N, expert_N, num_experts)
     sorted_N, pair_N = torch.sort(key_N, stable=True)
     experts = torch.arange(num_experts + 1, device=key_N.device, dtype=sorted_N.dtype)
@@ -90,9 +94,11 @@ def expand(x_TD: Tensor, plan: Plan) -> Tensor:
 
 def combine(rows_ND: Tensor, weight_N: Tensor, plan: Plan) -> Tensor:
     """(T, D) sum over each token's pairs of weight times row; rows sorted, weights in original pair order."""
-    weight_N = weight_N.index_select(0, plan.pair_N).to(rows_ND.dtype)
-    rows_ND = (rows_ND * weight_N.unsqueeze(1)).masked_fill(~used_mask(plan).unsqueeze(1), 0)
-    return rows_ND.new_zeros(plan.num_tokens, rows_ND.shape[1]).index_add(0, plan.token_N, rows_ND)
+    dtype = _sum_dtype(rows_ND)
+    weight_N = weight_N.index_select(0, plan.pair_N).to(dtype)
+    terms_ND = (rows_ND.to(dtype) * weight_N.unsqueeze(1)).masked_fill(~used_mask(plan).unsqueeze(1), 0)
+    y_TD = terms_ND.new_zeros(plan.num_tokens, rows_ND.shape[1]).index_add(0, plan.token_N, terms_ND)
+    return y_TD.to(rows_ND.dtype)
 
 
 def split_gate(hidden: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
@@ -183,17 +189,17 @@ def ffn_forward(
     keep_hidden: bool,
 ) -> tuple[Tensor, Tensor]:
     """(y_TD, hidden_NW); hidden is empty unless asked for."""
-    y_TD = torch.zeros_like(x_TD)
+    y_TD = torch.zeros_like(x_TD, dtype=_sum_dtype(x_TD))
     hidden_NW = x_TD.new_empty(plan.token_N.shape[0] if keep_hidden else 0, w_in.shape[1])
-    weight_N = weight_N[plan.pair_N].to(x_TD.dtype)
+    weight_N = weight_N[plan.pair_N].to(y_TD.dtype)
     for e, (start, stop) in _segments(plan):
         token = plan.token_N[start:stop]
         hidden = _linear(x_TD[token], w_in[e], b_in, e)
         if keep_hidden:
             hidden_NW[start:stop] = hidden
         y_ND = _linear(activate(hidden, activation, limit, interleaved), w_out[e], b_out, e)
-        y_TD.index_add_(0, token, y_ND * weight_N[start:stop, None])
-    return y_TD, hidden_NW
+        y_TD.index_add_(0, token, y_ND.to(y_TD.dtype) * weight_N[start:stop, None])
+    return y_TD.to(x_TD.dtype), hidden_NW
 
 
 def ffn_backward(
@@ -215,7 +221,7 @@ def ffn_backward(
     With dA' = dy W_out, the router gradient is the inner product <dA', A> (+ <dy, b_out>), so neither A nor the
     expert outputs are ever kept.
     """
-    dx_TD, dweight_N = torch.zeros_like(x_TD), torch.zeros_like(weight_N)
+    dx_TD, dweight_N = torch.zeros_like(x_TD, dtype=_sum_dtype(x_TD)), torch.zeros_like(weight_N)
     dw_in, dw_out = torch.zeros_like(w_in), torch.zeros_like(w_out)
     db_in = None if b_in is None else torch.zeros_like(b_in)
     db_out = None if b_out is None else torch.zeros_like(b_out)
@@ -236,8 +242,13 @@ def ffn_backward(
             db_in[e] = dhidden.sum(0)
         torch.mm(dhidden.T, x, out=dw_in[e])
         torch.mm(dy.T, act * scale, out=dw_out[e])
-        dx_TD.index_add_(0, token, dhidden @ w_in[e])
-    return dx_TD, dweight_N, dw_in, dw_out, db_in, db_out
+        dx_TD.index_add_(0, token, (dhidden @ w_in[e]).to(dx_TD.dtype))
+    return dx_TD.to(x_TD.dtype), dweight_N, dw_in, dw_out, db_in, db_out
+
+
+def _sum_dtype(x: Tensor) -> torch.dtype:
+    """Sums over experts of half-precision outputs are taken in fp32."""
+    return torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype
 
 
 def _segments(plan: Plan) -> list[tuple[int, tuple[int, int]]]:

@@ -6,16 +6,6 @@
 enum { SILU, GELU, RELU, CLAMPED }; // CLAMPED: GPT-OSS, gate * sigmoid(1.702 gate) * (up + 1)
 
 INLINE vec splat(float x) { return x - (vec){0}; }
-INLINE vec load_n(const float *p, int64_t n) {
-    if (n >= VL) return load(p);
-    vec v = {0};
-    memcpy(&v, p, 4 * n);
-    return v;
-}
-INLINE void store_n(float *p, vec v, int64_t n) {
-    if (n >= VL) store(p, v);
-    else memcpy(p, &v, 4 * n);
-}
 INLINE vec pick(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
 INLINE float sum(vec v) {
     float s = 0;

@@ -4,6 +4,7 @@
 // number of groups, never on the threads or on time.
 #include "activation.h"
 #include "pool.h"
+#include "small.h"
 #include <math.h>
 
 typedef struct {
@@ -34,6 +35,10 @@ typedef struct {
     float *pack, *hidden, *act, *dact, *dhidden, *scale;
     grads partial; // of `expert`, if it began in an earlier group
 } group;
+
+static void gemm(int64_t m, int64_t n, int64_t depth, operand a, operand b, result c, float *workspace, const operand *then) {
+    if (!small_gemm(m, n, depth, &a, &b, &c)) packed_gemm(m, n, depth, a, b, c, workspace, then);
+}
 
 static int64_t expert_of(const ffn *s, int64_t row) {
     int64_t low = 0, high = s->experts - 1; // the last expert whose segment starts at or before the row, and is not empty

@@ -38,6 +38,16 @@ typedef struct {
 
 INLINE vec load(const float *p) { return *(const uvec *)p; }
 INLINE void store(float *p, vec v) { *(uvec *)p = v; }
+INLINE vec load_n(const float *p, int64_t n) { // the first n lanes, the others 0
+    if (n >= VL) return load(p);
+    vec v = {0};
+    memcpy(&v, p, 4 * n);
+    return v;
+}
+INLINE void store_n(float *p, vec v, int64_t n) {
+    if (n >= VL) store(p, v);
+    else memcpy(p, &v, 4 * n);
+}
 INLINE void store_past_caches(float *p, vec v) {
 #ifdef __AVX512F__
     _mm512_stream_ps(p, (__m512)v);
@@ -145,6 +155,10 @@ enum { PACK_A = MC * KC + VL, PACK_B = NC * KC, PACK = PACK_A + PACK_B + 32 }; /
 
 INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
+INLINE int can_stream(const result *c, int64_t n) {
+    return c->stream && !c->add && n % VL == 0 && c->ld % VL == 0 && (uintptr_t)c->p % sizeof(vec) == 0;
+}
+
 // Where panel `first` of B lies before packing, as two cache lines per step of the k loop; elsewhere if it is irregular.
 INLINE const char *panel_of(const operand *b, int64_t first, int64_t k0, int64_t depth, int64_t *step) {
     if (b->row || (!b->k_major && b->ld != depth)) return *step = 0, (const char *)b->p;
@@ -153,9 +167,9 @@ INLINE const char *panel_of(const operand *b, int64_t first, int64_t k0, int64_t
 }
 
 // C = A B; `then` is the operand that will be packed next (NULL: unknown), whose first panel is fetched meanwhile
-static void gemm(int64_t m, int64_t n, int64_t depth, operand a, operand b, result c, float *workspace, const operand *then) {
+static void packed_gemm(int64_t m, int64_t n, int64_t depth, operand a, operand b, result c, float *workspace, const operand *then) {
     float *pack_b = workspace, *pack_a = workspace + PACK_B;
-    int stream = c.stream && !c.add && depth <= KC && c.ld % 16 == 0 && (uintptr_t)c.p % 64 == 0;
+    int stream = depth <= KC && can_stream(&c, n);
     for (int64_t j0 = 0; j0 < n; j0 += NC) {
         int64_t nc = min64(NC, n - j0);
         for (int64_t k0 = 0; k0 < depth; k0 += KC) {

@@ -1,0 +1,113 @@
+// Matrix products with one dimension of at most SMALL: decoding, where reading (or writing) the weights is all the work.
+// Nothing is packed; weights are read or written once, in the order of memory.
+#ifndef ZOO_SMALL_H
+#define ZOO_SMALL_H
+#include "gemm.h"
+
+enum { SMALL = 8 };
+
+INLINE void emit(const result *c, float *row, int64_t i, int64_t j, float value) {
+    if (c->scale) value *= c->scale[i];
+    row[j] = c->add ? row[j] + value : value;
+}
+
+INLINE float *c_row(const result *c, int64_t i) { return c->p + (c->row ? c->row[i] : i) * c->ld; }
+
+// C = A B^T, both with k contiguous: VL / m dot products per row of A at once, so that VL sums end in one register
+INLINE void dots(const int m, int64_t n, int64_t depth, const operand *a, const operand *b, const result *c) {
+    const int wide = VL / m;
+    const float *x[SMALL];
+    for (int i = 0; i < m; i++) x[i] = row_of(a, i);
+    for (int64_t j = 0; j < n; j += wide) {
+        const float *w[VL];
+        UNROLL for (int q = 0; q < wide; q++) w[q] = row_of(b, j + q < n ? j + q : n - 1);
+        vec acc[VL];
+        UNROLL for (int q = 0; q < VL; q++) acc[q] = (vec){0};
+        for (int64_t k = 0; k < depth; k += VL) {
+            vec xv[SMALL];
+            if (depth - k >= VL) {
+                UNROLL for (int i = 0; i < m; i++) xv[i] = load(x[i] + k);
+                UNROLL for (int q = 0; q < wide; q++) {
+                    vec wv = load(w[q] + k);
+                    __builtin_prefetch(w[q] + k + wide * b->ld); // the same place in the next rows
+                    UNROLL for (int i = 0; i < m; i++) acc[q * m + i] += xv[i] * wv;
+                }
+            } else
+                UNROLL for (int q = 0; q < wide; q++) UNROLL for (int i = 0; i < m; i++)
+                    acc[q * m + i] += load_n(x[i] + k, depth - k) * load_n(w[q] + k, depth - k);
+        }
+        transpose(acc);
+        UNROLL for (int half = VL / 2; half; half /= 2) UNROLL for (int q = 0; q < half; q++) acc[q] += acc[q + half];
+        for (int q = 0; q < wide && j + q < n; q++)
+            for (int i = 0; i < m; i++) emit(c, c_row(c, i), i, j + q, acc[0][q * m + i]);
+    }
+}
+
+// C += A B with B's rows contiguous: four of them at a time are added into the rows of C
+INLINE void axpys(const int m, int64_t n, int64_t depth, const operand *a, const operand *b, const result *c) {
+    float *out[SMALL];
+    const float *x[SMALL];
+    for (int i = 0; i < m; i++) out[i] = c_row(c, i), x[i] = row_of(a, i);
+    if (!c->add)
+        for (int i = 0; i < m; i++) memset(out[i], 0, 4 * n);
+    for (int64_t k = 0; k < depth; k += 4) {
+        const float *w[4];
+        float s[SMALL][4];
+        for (int q = 0; q < 4; q++) {
+            w[q] = row_of(b, k + q < depth ? k + q : depth - 1);
+            for (int i = 0; i < m; i++) s[i][q] = k + q < depth ? x[i][k + q] : 0;
+        }
+        for (int64_t j = 0; j < n; j += VL) {
+            vec wv[4];
+            UNROLL for (int q = 0; q < 4; q++) wv[q] = load_n(w[q] + j, n - j), __builtin_prefetch(w[q] + j + 4 * b->ld);
+            UNROLL for (int i = 0; i < m; i++) {
+                vec total = load_n(out[i] + j, n - j);
+                UNROLL for (int q = 0; q < 4; q++) total += s[i][q] * wv[q];
+                store_n(out[i] + j, total, n - j);
+            }
+        }
+    }
+}
+
+// C = A^T B over `depth` <= SMALL rows: sums of outer products, written row by row
+INLINE void outer(const int depth, int64_t m, int64_t n, const operand *a, const operand *b, const result *c, int stream) {
+    const float *x[SMALL], *y[SMALL];
+    for (int k = 0; k < depth; k++) x[k] = row_of(a, k), y[k] = row_of(b, k);
+    for (int64_t i = 0; i < m; i++) {
+        float *row = c_row(c, i);
+        for (int64_t j = 0; j < n; j += VL) {
+            vec total = {0};
+            if (c->add) total = load_n(row + j, n - j);
+            UNROLL for (int k = 0; k < depth; k++) total += x[k][i] * load_n(y[k] + j, n - j);
+            if (stream) store_past_caches(row + j, total);
+            else store_n(row + j, total, n - j);
+        }
+    }
+}
+
+// Takes the products that fit; returns whether it did.
+static int small_gemm(int64_t m, int64_t n, int64_t depth, const operand *a, const operand *b, const result *c) {
+#define EVERY_SIZE(SIZE, CALL) \
+    switch (SIZE) { \
+    case 1: CALL(1); return 1; \
+    case 2: CALL(2); return 1; \
+    case 3: CALL(3); return 1; \
+    case 4: CALL(4); return 1; \
+    case 5: CALL(5); return 1; \
+    case 6: CALL(6); return 1; \
+    case 7: CALL(7); return 1; \
+    case 8: CALL(8); return 1; \
+    }
+#define DOTS(M) dots(M, n, depth, a, b, c)
+#define AXPYS(M) axpys(M, n, depth, a, b, c)
+#define OUTER(D) outer(D, m, n, a, b, c, can_stream(c, n))
+    if (a->k_major && b->k_major && !c->scale) EVERY_SIZE(depth, OUTER)
+    else if (!a->k_major && b->k_major && !c->scale) EVERY_SIZE(m, AXPYS)
+    else if (!a->k_major && !b->k_major) EVERY_SIZE(m, DOTS)
+    return 0;
+#undef EVERY_SIZE
+#undef DOTS
+#undef AXPYS
+#undef OUTER
+}
+#endif
