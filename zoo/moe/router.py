@@ -35,7 +35,7 @@ class RouterConfig:
 class Router(nn.Module):
     """``composed``: any combination of registered parts.
 
-    ``scorer`` gives logits, ``activation`` scores; hooks (and the bias of balancers) change which experts are chosen and
+    ``scorer`` gives logits, ``activation`` scores; hooks (and the bias of balancers) change which experts are chosen,
     never how much they count; ``selector`` chooses; ``capacity`` drops what does not fit; ``weigher`` weighs.
     """
 
