@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from zoo_kernels import reference
+from zoo_kernels import ops, reference
 from zoo_kernels import triton as zoo_triton
 from zoo_kernels.plan import Plan
 from zoo_kernels.triton import gemm, plan, quant, tiles, wgrad
@@ -65,6 +65,11 @@ def test_the_sort_is_the_stable_one(num_pairs: int, num_experts: int, masked: bo
     pair_N, offset_E1 = plan.sort_pairs(expert_N, used_N, num_experts)
     wanted_pair_N, wanted_offset_E1 = reference.sort_pairs(expert_N, used_N, num_experts)
     assert torch.equal(pair_N, wanted_pair_N) and torch.equal(offset_E1, wanted_offset_E1)
+
+
+def test_an_expert_out_of_range_counts_as_unused() -> None:
+    pair_N, offset_E1 = plan.sort_pairs(torch.tensor([1, -1, 0, 2, 1 << 20, 1]), None, 2)
+    assert pair_N.tolist() == [2, 0, 5, 1, 3, 4] and offset_E1.tolist() == [0, 1, 3]
 
 
 @pytest.mark.parametrize("counts", [(5, 0, 33, 16, 0), (0, 0, 0), (200,), (16, 1, 15, 32)])
@@ -247,6 +252,21 @@ def test_two_runs_are_bitwise_equal(monkeypatch: pytest.MonkeyPatch) -> None:
         return [y_TD, *grads]
 
     assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
+
+
+def test_the_public_ops_on_the_triton_backend() -> None:
+    num_tokens, num_experts, model, inner = 12, 3, 24, 8
+    leaves = [torch.randn(shape) for shape in ((num_tokens, num_experts), (num_tokens, model))]
+    leaves += [torch.randn(num_experts, 2 * inner, model), torch.randn(num_experts, model, inner)]
+    results = []
+    for backend in ("triton", "reference"):
+        logits_TE, x_TD, w_in, w_out = (leaf.clone().requires_grad_() for leaf in leaves)
+        with ops.use_backend(backend):
+            index_TK, weight_TK, _ = ops.route(logits_TE, 2, renorm=True)
+            routed = ops.plan(index_TK, num_experts, torch.arange(24).view(12, 2) % 5 > 0)
+            y_TD = ops.expert_ffn(x_TD, weight_TK.flatten(), routed, w_in, w_out, save="x_only")
+        results.append([y_TD, *torch.autograd.grad(y_TD.square().sum(), (logits_TE, x_TD, w_in, w_out))])
+    assert max(error(a, b) for a, b in zip(*results, strict=True)) < 1e-5
 
 
 def test_float64_is_refused_with_the_remedy() -> None:

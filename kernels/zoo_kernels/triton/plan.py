@@ -21,6 +21,7 @@ BLOCK = 128
 def load_expert(index_ptr, used_ptr, pair, num_pairs, num_experts, HAS_USED: tl.constexpr):
     """The bucket of each pair: its expert, `num_experts` for an unused slot, `num_experts + 1` beyond the end."""
     expert = tl.load(index_ptr + pair, mask=pair < num_pairs, other=0).to(tl.int32)
+    expert = tl.where((expert >= 0) & (expert < num_experts), expert, num_experts)
     if HAS_USED:
         used = tl.load(used_ptr + pair, mask=pair < num_pairs, other=0)
         expert = tl.where(used != 0, expert, num_experts)
@@ -105,7 +106,7 @@ def sort_pairs(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Stable counting sort: (pair_N, offset_E1) of the pairs by expert, int64, unused pairs last.
 
-    Experts must lie in [0, E): checking that would wait for the device.
+    An expert outside [0, E) counts as unused: refusing it would wait for the device, and it must not write elsewhere.
     """
     num_pairs = expert_N.numel()
     num_blocks = triton.cdiv(num_pairs, BLOCK)
