@@ -48,6 +48,8 @@ def merge(base: Any, over: Any) -> Any:
     """``over`` laid on ``base``. Another ``name`` discards its siblings; a bare string chooses a part by name."""
     if isinstance(base, Mapping) and "name" in base and isinstance(over, str):
         over = {"name": over}
+    if isinstance(base, str) and isinstance(over, Mapping):
+        base = {"name": base}
     if not (isinstance(base, Mapping) and isinstance(over, Mapping)):
         return over
     if "name" in over and over["name"] != base.get("name"):
@@ -85,16 +87,23 @@ def read_with_defaults(path: Path, root: Path, _chain: tuple[Path, ...] = ()) ->
 
 
 def from_dotlist(overrides: Sequence[str]) -> Tree:
-    """``["a.b=1", "c=x"]`` as a tree; values are read as YAML."""
+    """``["a.b=1", "c=x"]`` as a tree; values are read as YAML. Parts are named before their settings, in any order."""
     for item in overrides:
         key, equals, _ = item.partition("=")
         if not equals or not key.strip():
-            raise ZooError(f"'{item}' is not an override; write key=value, for example trainer.steps=100")
-    try:
-        tree = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)), resolve=False)
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise ZooError(f"cannot read the overrides {' '.join(overrides)}: {_first_line(error)}") from error
-    return refuse_interpolation(typing.cast(Tree, tree), "the command line")
+            raise ZooError(f"'{item}' is not an override; write key=value, for example train.steps=100")
+    tree: Tree = {}
+    for item in sorted(overrides, key=_naming_first):
+        try:
+            tree = merge(tree, OmegaConf.to_container(OmegaConf.from_dotlist([item]), resolve=False))
+        except (YAMLError, OmegaConfBaseException) as error:
+            raise ZooError(f"cannot read the override {item}: {_first_line(error)}") from error
+    return typing.cast(Tree, refuse_interpolation(tree, "the command line"))
+
+
+def _naming_first(item: str) -> tuple[int, bool]:
+    keys = item.partition("=")[0].split(".")
+    return len(keys), keys[-1] != "name"
 
 
 def refuse_interpolation(tree: Any, where: str) -> Any:
@@ -168,7 +177,7 @@ def resolve(schema: type, tree: Mapping[str, Any], path: str = "") -> Tree:
             if not isinstance(value, Mapping):
                 raise ZooError(f"config key '{where}' must map names of parts to their settings, not {value!r}")
             resolved[name] = {  # a default part that was switched off stays as null, so that it is not filled in again
-                key: node if node is None else _settings(resolve_part(kind, {**node, "name": key}, _join(where, key)))
+                key: None if node is None else _settings(_chosen(kind, key, node, _join(where, key)))
                 for key, node in value.items()
             }
         elif dataclasses.is_dataclass(hints[name]):
@@ -192,13 +201,20 @@ def resolve_part(kind: str, node: Any, path: str) -> Tree | None:
         raise ZooError(f"config key '{path}' must name a {kind}, for example {path}.name={_an_example(kind)}")
     name = node["name"]
     if kind == "model":
-        name, _ = registry.split_tag(name)
+        if registry.find_model(name)[1]:
+            raise ZooError(f"config key '{path}.name': '{name}' means weights, and a config names the model alone")
         node = merge(model_defaults(name), {**node, "name": name})
     try:
         target = registry.find(kind, name).load()
     except ZooError as error:
         raise ZooError(f"config key '{path}': {error}") from error
     return {"name": name, **resolve(target.Config, _settings(node), path)}
+
+
+def _chosen(kind: str, name: str, node: Any, path: str) -> Tree:
+    if not isinstance(node, Mapping):
+        raise ZooError(f"config key '{path}' is a section; set its keys, not {node!r}, or null to leave it out")
+    return typing.cast(Tree, resolve_part(kind, {**node, "name": name}, path))
 
 
 def to_object(schema: type[T], tree: Mapping[str, Any]) -> T:
@@ -222,6 +238,14 @@ def build(kind: str, node: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
 def make(schema: type[T], **values: Any) -> T:
     """An instance of a schema from keyword values, checked and filled like any config. For code and tests."""
     return to_object(schema, resolve(schema, values))
+
+
+def at_least(least: float, config: Any, *names: str) -> None:
+    """Raise `ZooError` for a field below ``least``; None passes. For ``__post_init__`` of a schema."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise ZooError(f"{name}={value} must be at least {least}")
 
 
 def _settings(node: Mapping[str, Any]) -> Tree:

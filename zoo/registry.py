@@ -71,7 +71,14 @@ class Entry:
 
 
 def _missing(modules: Iterable[str]) -> str:
-    return ", ".join(m for m in modules if importlib.util.find_spec(m) is None)
+    return ", ".join(m for m in modules if not _importable(m))
+
+
+def _importable(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the package above it
+        return False
 
 
 def _extra(plugin: Loaded) -> str:
@@ -87,7 +94,7 @@ def _load(entry: EntryPoint) -> Loaded | Broken:
     owner = f"{_owner(entry)} ({entry.value})"
     try:
         manifest = entry.load()
-    except Exception as error:  # a plugin may fail in any way; none of them may stop the others
+    except (Exception, SystemExit) as error:  # a plugin may fail in any way; none of them may stop the others
         return Broken(entry.name, owner, f"{type(error).__name__}: {error}")
     if not isinstance(manifest, Plugin):
         return Broken(entry.name, owner, f"{entry.value} is a {type(manifest).__name__}, not a zoo.spec.Plugin")
@@ -97,6 +104,10 @@ def _load(entry: EntryPoint) -> Loaded | Broken:
         return Broken(entry.name, owner, f"needs {missing}, which is not installed")
     seen: set[tuple[str, str]] = set()
     for kind, spec in _specs(manifest):
+        if not isinstance(spec, Spec):
+            return Broken(entry.name, owner, f"lists {spec!r} as a {kind}, which is no spec")
+        if not re.fullmatch(r"\w+", spec.name):
+            return Broken(entry.name, owner, f"names a {kind} '{spec.name}'; use letters, digits and _")
         if (kind, spec.name) in seen:
             return Broken(entry.name, owner, f"names the {kind} '{spec.name}' twice")
         seen.add((kind, spec.name))
@@ -134,7 +145,7 @@ def _specs(manifest: Plugin) -> Iterator[tuple[str, Spec]]:
         for spec in specs:
             yield kind, spec
     for part in manifest.parts:
-        yield part.kind, part
+        yield getattr(part, "kind", "part"), part
 
 
 def list_plugins() -> dict[str, Loaded]:

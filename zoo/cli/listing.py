@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from zoo.cli.common import Json, print_json
+from zoo.spec import ZooError
 
 
 def list_command(
@@ -20,7 +21,9 @@ def list_command(
     from zoo import config, registry
 
     if task:
-        task = registry.find("task", task).name if "/" in task else task
+        known = registry.entries("task")
+        if task not in {*known, *(name.rpartition("/")[2] for name in known)}:
+            raise ZooError(f"unknown task '{task}'; {registry.suggest(task, known)}")
     names = registry.list_models(pattern, task=task, pretrained=pretrained)
     only_models = bool(task or pretrained)
     recipes = [] if only_models else [name for name in config.recipes() if fnmatch.fnmatch(name, pattern)]

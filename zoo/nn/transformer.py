@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from zoo.config import at_least
 from zoo.moe import Balancers, MoE, MoEConfig, RouteContext, RouterOutput, Routing
 from zoo.nn.attention import Attention, Cache, attention_mask
 from zoo.spec import ZooError
@@ -28,6 +29,10 @@ class TransformerConfig:
     init_std: float = 0.02
     activation_checkpointing: bool = False
     moe: MoEConfig = field(default_factory=MoEConfig)
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "hidden_size", "num_heads", "num_kv_heads")
+        at_least(0, self, "num_layers")
 
 
 class Block(nn.Module):
@@ -56,6 +61,10 @@ class Transformer(nn.Module):
         super().__init__()
         if config.hidden_size % config.num_heads:
             raise ZooError(f"hidden_size={config.hidden_size} is not a multiple of num_heads={config.num_heads}")
+        if config.num_heads % (config.num_kv_heads or 1):
+            raise ZooError(f"num_heads={config.num_heads} is not a multiple of num_kv_heads={config.num_kv_heads}")
+        if config.hidden_size // config.num_heads % 2:
+            raise ZooError(f"hidden_size={config.hidden_size} over num_heads={config.num_heads} must be even (rotary)")
         self.config = config
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)

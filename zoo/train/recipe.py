@@ -25,6 +25,9 @@ class Optim:
     final: float = 0.1
     clip: float | None = 1.0
 
+    def __post_init__(self) -> None:
+        zc.at_least(0, self, "lr", "weight_decay", "warmup", "final", "clip")
+
 
 @dataclass
 class Training:
@@ -44,6 +47,11 @@ class Training:
     nodes: int = 1
     strategy: str = "auto"
     logger: Literal["csv", "tensorboard"] = "csv"
+
+    def __post_init__(self) -> None:
+        zc.at_least(1, self, "steps", "batch_size", "eval_batch_size", "accumulate", "val_every", "val_batches")
+        zc.at_least(1, self, "save_every", "log_every", "devices", "nodes")
+        zc.at_least(0, self, "workers")
 
 
 @dataclass
