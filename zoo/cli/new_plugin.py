@@ -49,7 +49,7 @@ def new_plugin_command(
     name: Annotated[str, typer.Argument(help="Name of the plugin, the first half of its models' names.")],
     out: Annotated[Path | None, typer.Option(help="Folder to make.", show_default="NAME-for-zoo")] = None,
 ) -> None:
-    """Write a working plugin of your own: model, data set, task, router, recipe, card and test."""
+    """Write a working plugin of your own: model, data set, task, scorer, recipe, card and test."""
     folder = out or Path(f"{name.replace('_', '-')}-for-zoo")
     for file in new_plugin(name, folder):
         typer.echo(file)

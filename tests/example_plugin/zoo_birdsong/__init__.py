@@ -31,10 +31,10 @@ plugin = Plugin(
     ),
     parts=(
         PartSpec(
-            "router",
+            "scorer",
             "cosine",
-            "zoo_birdsong.routers:Cosine",
-            doc="top-k of cosines to expert embeddings, with a learned temperature",
+            "zoo_birdsong.scorers:Cosine",
+            doc="cosines to expert embeddings over a learned temperature",
             paper="arXiv:2204.09179",
         ),
     ),
