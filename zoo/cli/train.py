@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
@@ -35,6 +34,5 @@ def train_command(
     folder = run_folder(tree["out"], run_name(recipe), tree["resume"])
     if tree["resume"]:
         tree = resume_tree(folder, overrides or [])
-    print(f"run folder: {folder}", file=sys.stderr)
     train(tree, folder, fast_dev_run=fast_dev_run)
     after_training(folder)

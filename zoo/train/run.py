@@ -17,17 +17,21 @@ import warnings
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
 
 from zoo import config as zc
 from zoo import hub
+from zoo.hub.model import on_device
 from zoo.spec import ZooError
 from zoo.train.callbacks import ExpertLoadLogger, RandomStates
+from zoo.train.checkpoints import AtomicIO, Last, newest_checkpoint
 from zoo.train.data import DataModule
 from zoo.train.git import git_commit
 from zoo.train.module import Module
@@ -40,6 +44,9 @@ PACKAGES = ("moe-zoo", "torch", "triton", "lightning", "transformers", "omegacon
 
 # Lightning announces devices, and a product; the run folder says what was used.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+# Our sampler goes on where a checkpoint stopped, and checkpoints of a run belong into one folder.
+for _told in ("You're resuming from a checkpoint that ended before", "Checkpoint directory .* exists and is not empty"):
+    warnings.filterwarnings("ignore", message=_told)
 # torch 2.14 deprecates what lightning 2.6.6 asks of every batch.
 warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)", category=FutureWarning)
 
@@ -51,6 +58,8 @@ def train(tree: zc.Tree, folder: Path, *, fast_dev_run: bool = False, quiet: boo
         ZooError: the loss is not finite, the disk is full, or a part of the recipe cannot be built.
     """
     recipe = zc.to_object(Recipe, tree)
+    if recipe.device != "auto":
+        on_device(recipe.device)  # refuses one that is not there
     L.seed_everything(recipe.seed, workers=True, verbose=False)
     data: Data = zc.build("data set", recipe.data)
     for note in data.notes:
@@ -60,8 +69,8 @@ def train(tree: zc.Tree, folder: Path, *, fast_dev_run: bool = False, quiet: boo
     if fast_dev_run:
         recipe.train.steps, recipe.train.val_every, recipe.train.val_batches = 1, 1, 1
         recipe.train.batch_size, recipe.train.eval_batch_size = min(2, recipe.train.batch_size), 2
-    write_folder(tree, folder)
     if callable(fit := getattr(model, "fit", None)):
+        write_folder(tree, folder)
         fit(data.split("train"), data.split("val"))
     else:
         _fit(recipe, tree, folder, model, task, data, fast_dev_run, quiet)
@@ -75,21 +84,26 @@ def _fit(
     t = recipe.train
     module = Module(model, task, recipe.optim, t.steps, tree)
     checkpoints = folder / "checkpoints"
-    last = newest_checkpoint(checkpoints)
+    done, newest = newest_checkpoint(checkpoints) or (0, None)
+    if done >= t.steps:
+        print(f"{folder} has done its {done} steps already; raise train.steps to train on", file=sys.stderr)
     best = ModelCheckpoint(checkpoints, "best", monitor=f"val/{task.monitor}", enable_version_counter=False)
-    keep = ModelCheckpoint(
-        checkpoints, "last", every_n_train_steps=t.save_every, save_top_k=1, enable_version_counter=False
-    )
-    callbacks: list[Callback] = [RandomStates(), ExpertLoadLogger(), best, keep]
+    callbacks: list[Callback] = [
+        RandomStates(),
+        ExpertLoadLogger(),
+        best,
+        Last(checkpoints / "last.ckpt", t.save_every),
+    ]
     if not quiet:
         callbacks.append(RichProgressBar(console_kwargs={"stderr": True}))
-    trainer = L.Trainer(
+    kind, _, index = recipe.device.partition(":")
+    options = dict[str, Any](
         default_root_dir=folder,
-        accelerator=recipe.device.partition(":")[0],
-        devices=[int(recipe.device.partition(":")[2])] if ":" in recipe.device else t.devices,
+        accelerator=kind,
+        devices=[int(index)] if index and kind != "cpu" else t.devices,
         num_nodes=t.nodes,
         strategy=t.strategy,
-        precision=PRECISION[recipe.precision],  # type: ignore[arg-type]
+        precision=PRECISION[recipe.precision],
         deterministic=recipe.deterministic,
         max_steps=t.steps,
         max_epochs=1,
@@ -104,10 +118,19 @@ def _fit(
         enable_progress_bar=not quiet,
         logger=_logger(t.logger, folder),
         callbacks=callbacks,
+        plugins=AtomicIO(),
     )
+    try:
+        trainer = L.Trainer(**options)
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ZooError(
+            f"device={recipe.device}, devices={t.devices} and strategy={t.strategy} do not work here: {reason}"
+        ) from error
+    write_folder(tree, folder)
     module.train()
     try:
-        trainer.fit(module, datamodule=DataModule(data, t, recipe.seed), ckpt_path=last, weights_only=True)
+        trainer.fit(module, datamodule=DataModule(data, t, recipe.seed), ckpt_path=newest, weights_only=True)
     except OSError as error:
         raise ZooError(
             f"writing to {folder} failed ({error.strerror or error}); free some space there, then go on with "
@@ -119,17 +142,6 @@ def _fit(
         state = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
         model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
     model.eval()
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint with the most steps that can be read; one that cannot is named and passed over."""
-    found: list[tuple[int, Path]] = []
-    for path in sorted(folder.glob("*.ckpt")) if folder.is_dir() else []:
-        try:
-            found.append((torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"], path))
-        except (RuntimeError, OSError, EOFError, KeyError) as error:
-            print(f"checkpoint {path} cannot be read and is passed over: {error}", file=sys.stderr)
-    return max(found, key=lambda item: (item[0], item[1].name))[1] if found else None
 
 
 def run_folder(out: str, name: str, resume: str | None) -> Path:
@@ -173,7 +185,11 @@ def _numbered(base: Path) -> list[int]:
 
 def write_folder(tree: zc.Tree, folder: Path) -> None:
     """``config.yaml`` and ``run.json``; a run that is resumed adds to the latter."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ZooError(f"cannot make the run folder '{folder}': {error.strerror}; choose another with --out") from error
+    print(f"run folder: {folder}", file=sys.stderr)
     _replace(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(tree)))
     path = folder / "run.json"
     starts = json.loads(path.read_text())["starts"] if path.is_file() else []
