@@ -96,7 +96,9 @@ def combine(rows_ND: Tensor, weight_N: Tensor, plan: Plan) -> Tensor:
     """(T, D) sum over each token's pairs of weight times row; rows sorted, weights in original pair order."""
     dtype = _sum_dtype(rows_ND)
     weight_N = weight_N.index_select(0, plan.pair_N).to(dtype)
-    terms_ND = (rows_ND.to(dtype) * weight_N.unsqueeze(1)).masked_fill(~used_mask(plan).unsqueeze(1), 0)
+    # masked before the product, so that what a bank leaves in unused rows reaches neither sum nor gradient
+    rows_ND = rows_ND.masked_fill(~used_mask(plan).unsqueeze(1), 0)
+    terms_ND = rows_ND.to(dtype) * weight_N.unsqueeze(1)
     y_TD = terms_ND.new_zeros(plan.num_tokens, rows_ND.shape[1]).index_add(0, plan.token_N, terms_ND)
     return y_TD.to(rows_ND.dtype)
 

@@ -1,0 +1,264 @@
+"""The C path as a piece of software: determinism, reuse, threads, forks, builds that fail, compile and export."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from zoo_kernels import build, cpu, ops
+
+pytestmark = pytest.mark.skipif(bool(cpu.unavailable()), reason="no C compiler")
+
+
+def leaves(tokens: int = 700, model: int = 64, inner: int = 48, experts: int = 6, k: int = 2) -> tuple:
+    torch.manual_seed(0)
+    x, w_in, w_out = (
+        torch.randn(*shape, requires_grad=True)
+        for shape in ((tokens, model), (experts, 2 * inner, model), (experts, model, inner))
+    )
+    index, weight, _ = ops.route(torch.randn(tokens, experts) + torch.arange(experts), k)
+    return x, weight.detach().flatten().requires_grad_(), w_in, w_out, ops.plan(index, experts)
+
+
+def run(x: Tensor, weight: Tensor, w_in: Tensor, w_out: Tensor, plan, **options) -> list[Tensor]:
+    y = ops.expert_ffn(x, weight, plan, w_in, w_out, backend="cpu", **options)
+    return [y.detach(), *torch.autograd.grad(y, (x, weight, w_in, w_out), torch.ones_like(y))]
+
+
+def same(one: list[Tensor], two: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_same_bits_run_to_run_and_for_one_and_two_threads() -> None:
+    inputs, threads = leaves(), torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 1, 2):
+            torch.set_num_threads(count)
+            results.append(run(*inputs))
+        torch.set_num_threads(5)  # more groups: another order of the sums, still the same run to run
+        many = run(*inputs), run(*inputs)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(same(results[0], other) for other in results[1:]) and same(*many)
+    for got, want in zip(many[0], results[0], strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("threads", [1, 3, 7])
+def test_an_expert_cut_between_groups(threads: int) -> None:
+    x, weight, w_in, w_out, _ = leaves()
+    plan = ops.plan(torch.full((700, 2), 2), 6)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        got = run(x, weight, w_in, w_out, plan)
+    finally:
+        torch.set_num_threads(before)
+    double = [leaf.detach().double().requires_grad_() for leaf in (x, weight, w_in, w_out)]
+    y = ops.expert_ffn(*double[:2], plan, *double[2:])
+    want = [y, *torch.autograd.grad(y, double, torch.ones_like(y))]
+    for a, b in zip(got, want, strict=True):
+        assert (a.double() - b).norm() <= 2e-6 * b.norm()
+
+
+def test_retain_graph_and_double_use() -> None:
+    x, weight, w_in, w_out, plan = leaves()
+    y = ops.expert_ffn(x, weight, plan, w_in, w_out, backend="cpu")
+    first = torch.autograd.grad(y.sum(), (x, w_in), retain_graph=True)
+    kept = [grad.clone() for grad in first]
+    for _ in range(3):  # other calls of the same sizes must not reuse what the first graph still holds
+        run(x * 2, weight, w_in, w_out, plan)
+    again = torch.autograd.grad(y.sum(), (x, w_in))
+    assert same(kept, list(again)) and same(kept, list(first))
+    twice = ops.expert_ffn(x, weight, plan, w_in, w_out) + ops.expert_ffn(x, weight, plan, w_in, w_out)
+    for got, want in zip(torch.autograd.grad(twice.sum(), (x, w_in)), kept, strict=True):
+        torch.testing.assert_close(got, 2 * want)
+
+
+def test_python_threads() -> None:
+    inputs = leaves()
+    want, wrong = run(*inputs), []
+
+    def work() -> None:
+        wrong.extend(1 for _ in range(10) if not same(run(*inputs), want))
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+def _in_child(queue) -> None:
+    inputs = leaves(tokens=50)
+    queue.put([tensor.sum().item() for tensor in run(*inputs)])
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_fork() -> None:
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)  # so that the parent has a pool of threads that the child has not
+        want = [tensor.sum().item() for tensor in run(*leaves(tokens=50))]
+        context = multiprocessing.get_context("fork")
+        queue = context.SimpleQueue()
+        child = context.Process(target=_in_child, args=(queue,))
+        child.start()
+        child.join(60)
+        alive = child.is_alive()
+        child.kill()
+    finally:
+        torch.set_num_threads(threads)
+    assert not alive and queue.get() == want
+
+
+def test_buffers_are_reused_and_bounded() -> None:
+    inputs, library = leaves(), build.library()
+    library.zoo_pool_idle.restype = ctypes.c_int64
+    run(*inputs)
+    idle = library.zoo_pool_idle()
+    assert idle > 0
+    for _ in range(5):
+        run(*inputs)
+    assert library.zoo_pool_idle() == idle
+    library.zoo_pool_limit(ctypes.c_int64(0))
+    try:
+        run(*inputs)
+        assert library.zoo_pool_idle() <= 4 * inputs[2].numel()  # the limit still lets the last buffer wait
+    finally:
+        library.zoo_pool_limit(ctypes.c_int64(1 << 30))
+
+
+def test_memory_outlives_the_pool() -> None:
+    tensor = cpu.empty(300, 7)
+    alias = tensor[10:]
+    tensor.fill_(3)
+    del tensor
+    cpu.empty(300, 7).fill_(4)
+    assert (alias == 3).all()
+
+
+class Small(torch.nn.Module):
+    def __init__(self, experts: int = 5) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.router = torch.nn.Linear(8, experts)
+        self.w_in, self.w_out = (torch.nn.Parameter(torch.randn(*s)) for s in ((experts, 12, 8), (experts, 8, 6)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        index, weight, _ = ops.route(self.router(x), 2, renorm=True)
+        return x + ops.expert_ffn(x, weight.flatten(), ops.plan(index, len(self.w_in)), self.w_in, self.w_out)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile_full_graph(backend: str, dynamic: bool) -> None:
+    torch._dynamo.reset()
+    model, x = Small(), torch.randn(11, 8)
+    with ops.use_backend(backend):
+        compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+        for rows in (11, 7):
+            results = []
+            for module in (model, compiled):
+                model.zero_grad()
+                y = module(x[:rows])
+                y.square().sum().backward()
+                results.append([y.detach(), *(parameter.grad.clone() for parameter in model.parameters())])
+            for got, want in zip(results[1], results[0], strict=True):
+                torch.testing.assert_close(got, want)
+
+
+def test_export_keeps_all_experts() -> None:
+    model = Small()
+    tokens = torch.export.Dim("tokens", min=1, max=64)
+    program = torch.export.export(model, (torch.randn(9, 8),), dynamic_shapes=({0: tokens},))
+    targets = [str(node.target) for node in program.graph.nodes]
+    assert targets.count("zoo.expert_ffn.default") == 1
+    x = torch.randn(13, 8)  # other tokens choose other experts
+    torch.testing.assert_close(program.module()(x), model(x))
+
+
+def test_opcheck() -> None:
+    x, weight, w_in, w_out, plan = leaves(tokens=6, model=5, inner=4, experts=3)
+    args = (x, weight, *plan[:3], w_in, w_out, None, None, "swiglu", None, False, True, "cpu")
+    # what is promised to autograd and the compiler: schema, fakes, registrations
+    utils = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(torch.ops.zoo.expert_ffn.default, args, test_utils=utils)
+    torch.library.opcheck(torch.ops.zoo.sort_pairs.default, (torch.tensor([1, 0, 1]), None, 2, "cpu"), test_utils=utils)
+
+
+def test_autocast() -> None:
+    x, weight, w_in, w_out, plan = leaves(tokens=20)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = ops.expert_ffn(x, weight, plan, w_in, w_out)
+    assert y.dtype == torch.bfloat16
+    y.float().sum().backward()
+    assert x.grad.dtype == w_in.grad.dtype == torch.float32
+
+
+SCRIPT = """
+import sys, warnings
+import torch
+from zoo_kernels import ops
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for _ in range(2):
+        plan = ops.plan(torch.tensor([[0, 1]]), 2)
+        y = ops.expert_ffn(torch.ones(1, 2), torch.ones(2), plan, torch.ones(2, 4, 2), torch.ones(2, 2, 2))
+print(len(caught), caught[0].message if caught else "", ops.backends()["cpu"], round(y[0, 0].item(), 3))
+try:
+    with ops.use_backend("cpu"):
+        ops.plan(torch.tensor([[0, 1]]), 2)
+except RuntimeError as error:
+    print(error)
+"""
+
+
+def subprocess_output(tmp_path: Path, **env: str) -> str:
+    paths = {"PYTHONPATH": str(Path(ops.__file__).parents[1]), "ZOO_CACHE": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env={**paths, **env}, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("env", "why"),
+    [
+        ({"PATH": "/nowhere"}, "no C compiler found (cc, gcc, clang)"),
+        ({"CC": "nosuchcc"}, "no C compiler found (CC=nosuchcc)"),
+        ({"CC": "false"}, "false failed: exit status 1"),
+        ({"ZOO_CACHE": "/proc/nowhere"}, "/proc/nowhere"),
+    ],
+)
+def test_without_a_compiler_plain_torch_is_used_and_told_once(tmp_path: Path, env: dict[str, str], why: str) -> None:
+    first, forced = subprocess_output(tmp_path, **env).strip().splitlines()
+    assert first.startswith("1 zoo_kernels: backend 'cpu' is not available (") and why in first
+    assert "'available': False" in first and first.endswith(" 7.046")
+    assert forced.startswith("zoo_kernels: backend 'cpu' is not available: ") and why in forced
+
+
+def test_the_library_is_built_once_and_whole(tmp_path: Path) -> None:
+    assert subprocess_output(tmp_path).startswith("0 ")
+    files = list((tmp_path / "kernels").iterdir())
+    assert len(files) == 1 and files[0].suffix == ".so"
+    stamp = files[0].stat().st_mtime_ns
+    assert subprocess_output(tmp_path).startswith("0 ")
+    assert [path.stat().st_mtime_ns for path in (tmp_path / "kernels").iterdir()] == [stamp]
+
+
+@pytest.mark.parametrize("flags", [f for f in build.FLAG_SETS if f[:1] != ("-mcpu=native",)])
+def test_every_set_of_flags_builds_warning_free(tmp_path: Path, flags: tuple[str, ...]) -> None:
+    warn = ("-Wall", "-Wextra", "-Werror", *(() if "-fopenmp" in flags else ("-Wno-unknown-pragmas",)))
+    assert build._compile([*build.compiler(), *build.BASE, *flags, *warn], tmp_path / "zoo.so") == ""
