@@ -235,7 +235,7 @@ def test_statsmodels_series(series, season, columns):
 def test_frequency_and_what_comes_next(tmp_path, rule, name, season, following):
     data = open_csv(tmp_path, table(pd.date_range("2001-01-01", periods=200, freq=rule)))
     assert (data.preprocessing["frequency"], data.preprocessing["season"]) == (name, season)
-    assert data.notes == []
+    assert data.notes == [] and data.split("val")[0]["season"] == season
     context = frame_to_context(tmp_path / "my data.csv", data.preprocessing, 3)
     assert context.future_time[0][0] == pd.Timestamp(following)
     assert len(context.past_time[0]) == CONTEXT and len(context.future_time[0]) == 3

@@ -245,8 +245,7 @@ class SeriesDataset:
             spare_S = np.maximum(1, (train_S - first_S - horizon) // 2)
             origin_S, stop_S = first_S + np.minimum(context, spare_S), train_S
         else:
-            origin_S, stop_S = (train_S, val_S) if name == "val" else (val_S, test_S)
-            origin_S, stride = np.maximum(origin_S, first_S + 1), 1
+            (origin_S, stop_S), stride = ((train_S, val_S) if name == "val" else (val_S, test_S)), 1
         count_S = np.maximum(0, (stop_S - horizon - origin_S) // stride + 1)
         return WindowDataset(self.store, origin_S, count_S, stride)
 
