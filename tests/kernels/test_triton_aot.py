@@ -1,7 +1,7 @@
 """Compiles every Triton kernel with no GPU, just as the host code launches it, and reads the machine code.
 
 What must hold is asserted for each kernel and target; what may drift a little (registers, shared memory) is compared
-with triton_golden.json. After a wanted change: `python tests/kernels/test_triton_aot.py` rewrites that file.
+with triton_golden.json, which `python tests/kernels/test_triton_aot.py [KERNEL ...]` rewrites after a wanted change.
 ZOO_TEST_ALL_KERNELS=1 compiles every kernel for every target instead of all of them for one and the main ones for all.
 """
 
@@ -12,6 +12,7 @@ import math
 import os
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -56,11 +57,14 @@ def routed(num_tokens: int, k: int, num_experts: int) -> Plan:
     return Plan(index(num_tokens * k), index(num_tokens * k), index(num_experts + 1), num_tokens, num_experts)
 
 
-def train(activation: str, bias: bool, interleaved: bool, keep: bool = True) -> None:
+def train(
+    activation: str, bias: bool, interleaved: bool, keep: bool = True, dtype: torch.dtype = torch.bfloat16
+) -> None:
     num_tokens, k, num_experts, model, inner = 8192, 8, 64, 2048, 1024
     plan, weight_N = routed(num_tokens, k, num_experts), meta(num_tokens * k, dtype=torch.float32)
-    x_TD, w_in, w_out = meta(num_tokens, model), meta(num_experts, 2 * inner, model), meta(num_experts, model, inner)
-    biases = (meta(num_experts, 2 * inner), meta(num_experts, model)) if bias else (None, None)
+    typed = functools.partial(meta, dtype=dtype)
+    x_TD, w_in, w_out = typed(num_tokens, model), typed(num_experts, 2 * inner, model), typed(num_experts, model, inner)
+    biases = (typed(num_experts, 2 * inner), typed(num_experts, model)) if bias else (None, None)
     limit = 7.0 if activation == "clamped_swiglu" else None
     inputs = (x_TD, weight_N, plan, w_in, w_out, *biases)
     _, hidden = zoo_triton.ffn_forward(*inputs, activation, limit, interleaved, keep)
@@ -93,6 +97,7 @@ gpt_oss = functools.partial(train, "clamped_swiglu", True, True)
 KERNELS: dict[str, tuple[Callable[[], None], str, int, bool]] = {
     "tiles": (swiglu, "tile_kernel", 0, False),
     "up": (swiglu, "up_kernel", 0, True),
+    "up_fp32": (functools.partial(swiglu, dtype=torch.float32), "up_kernel", 0, False),
     "up_gpt_oss": (gpt_oss, "up_kernel", 0, True),
     "down": (swiglu, "gemm_(tma_)?kernel", 0, True),
     "combine": (swiglu, "combine_kernel", 0, False),
@@ -115,7 +120,7 @@ KERNELS: dict[str, tuple[Callable[[], None], str, int, bool]] = {
     "expand": (lambda: dispatch.expand_rows(meta(8192, 2048), routed(8192, 8, 64)), "expand_kernel", 0, False),
 }
 
-EVERYWHERE = ("up", "down", "down_backward", "weight_gradient_in", "scatter")
+EVERYWHERE = ("up", "up_fp32", "down", "down_backward", "weight_gradient_in", "scatter")
 CASES = [
     (target, name)
     for target in TARGETS
@@ -248,10 +253,10 @@ def test_an_oversized_tile_fails_the_check(monkeypatch: pytest.MonkeyPatch) -> N
         check("sm_90", found, True)
 
 
-def write_golden() -> None:
-    kernels: dict[str, dict[str, Any]] = {}
+def write_golden(names: list[str]) -> None:
+    kernels = json.loads(GOLDEN.read_text())["kernels"] if GOLDEN.exists() else {}
     for target in TARGETS:
-        for name in KERNELS:
+        for name in names:
             with pytest.MonkeyPatch.context() as patch:
                 found = examine(patch, target, name)
             kernels.setdefault(target, {})[name] = found
@@ -263,4 +268,4 @@ def write_golden() -> None:
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TRITON_CACHE_DIR"] = cache
-        write_golden()
+        write_golden(sys.argv[1:] or list(KERNELS))

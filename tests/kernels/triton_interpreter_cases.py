@@ -205,7 +205,7 @@ def inputs_of(case: Case, num_experts: int, k: int) -> list[torch.Tensor | None]
     "case", CASES, ids=lambda case: f"{case.activation}-{case.routing}-{case.dtype}".replace(" ", "_")
 )
 def test_experts_and_every_gradient(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wgrad, "MIN_CHUNK", 32)  # so that the busiest experts are split
+    monkeypatch.setattr(wgrad, "MIN_CHUNK", 16)  # so that the busiest experts are split
     num_experts, k = 4, 2
     index_TK, used_TK = choices(case.routing, case.tokens, k, num_experts)
     routed = make_plan(index_TK, num_experts, used_TK)
@@ -242,7 +242,7 @@ def test_the_descriptor_gemm_is_used_and_right(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_two_runs_are_bitwise_equal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wgrad, "MIN_CHUNK", 32)
+    monkeypatch.setattr(wgrad, "MIN_CHUNK", 16)
     routed = make_plan(choices("any", 30, 2, 3)[0], 3)
     x_TD, weight_N, *weights = inputs_of(Case(tokens=30, bias=True), 3, 2)
 

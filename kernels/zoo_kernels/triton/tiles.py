@@ -70,8 +70,8 @@ def choose(kernel: str, device: torch.device, dtype: torch.dtype, rows: int) -> 
     if (kernel, name, dtype) in TUNED:
         return TUNED[kernel, name, dtype]
     tile = DEFAULT[name][kernel]
-    if dtype.itemsize == 4:
-        tile = tile._replace(k=max(16, tile.k // 2))
+    if dtype.itemsize == 4:  # without matrix instructions, the operands are in registers too
+        tile = tile._replace(m=min(tile.m, 64), k=max(16, tile.k // 2))
     if kernel != "wgrad" and rows < tile.m // 2:
         m = max(16, triton.next_power_of_2(max(rows, 1)))
         tile = tile._replace(m=m, warps=min(tile.warps, 4))
