@@ -108,13 +108,17 @@ class TaskSpec:
 
 @dataclass(frozen=True)
 class PartSpec:
-    """A named part of a model: ``kind`` is ``router``, ``experts``, ``shared``, ``balancer`` and the like."""
+    """A named part of a model: ``kind`` is ``router``, ``experts``, ``shared``, ``balancer`` and the like.
+
+    ``doc`` is its formula in a line and ``systems`` who uses it, both for the table of parts in ``docs/moe.md``.
+    """
 
     kind: str
     name: str
     target: str
     doc: str = ""
     paper: str = ""
+    systems: str = ""
     requires: tuple[str, ...] = ()
 
 

@@ -8,7 +8,8 @@ Shapes: T tokens, K slots, E experts, N MoE layers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from zoo import config as zc
-from zoo.moe.types import Routing
+from zoo.moe.types import RouteContext, Routing
 from zoo.spec import ZooError
 
 
@@ -60,6 +61,20 @@ class Balancers(nn.Module):
                 for name, node in settings.items()
             }
         )
+        self.now: int | None = None
+
+    @contextmanager
+    def at_step(self, step: int) -> Iterator[None]:
+        """Forward passes inside the block train at this optimiser step; outside of it every schedule is at its end."""
+        before, self.now = self.now, step
+        try:
+            yield
+        finally:
+            self.now = before
+
+    def context(self, **fields: Any) -> RouteContext:
+        """The context of a forward pass of the model: it carries the step and these balancers."""
+        return RouteContext(step=self.now, balancers=self, **fields)
 
     def bias(self, layer: int, scores_TE: Tensor, valid_T: Tensor) -> Tensor | None:
         each = (balancer.bias(layer, scores_TE, valid_T) for balancer in self.each.values())
@@ -67,8 +82,11 @@ class Balancers(nn.Module):
         return sum(given[1:], given[0]) if given else None
 
     def loss(self, routing: Routing) -> dict[str, Tensor]:
-        """Losses by balancer name. Raises `ZooError` when routing was run without gradients while training."""
+        """Losses by balancer name, and ``router``, what the routers' own parts want added. Raises `ZooError` when
+        routing was run without gradients while training."""
         losses = {name: loss for name, balancer in self.each.items() if (loss := balancer.loss(routing)) is not None}
+        if own := [out.loss for out in routing if out.loss is not None]:
+            losses["router"] = torch.stack(own).sum()
         if torch.is_grad_enabled() and any(not loss.requires_grad for loss in losses.values()):
             raise ZooError(
                 "a balance loss has no gradient: routing ran without one. Freeze-free training with reentrant "

@@ -35,6 +35,10 @@ class SwiGLU(nn.Module):
         nn.init.normal_(self.gate_up_proj, std=std)
         nn.init.normal_(self.down_proj, std=std)
 
+    def first_EFD(self) -> Tensor:
+        """The matrix before the activation, for scorers that look at it."""
+        return self.gate_up_proj[:, : self.gate_up_proj.shape[1] // 2]
+
     def forward(self, x_TD: Tensor, weight_TK: Tensor, plan: Plan) -> Tensor:
         weight_N = weight_TK.flatten().to(x_TD.dtype)
         w_in, w_out = self.gate_up_proj.to(x_TD.dtype), self.down_proj.to(x_TD.dtype)

@@ -1,18 +1,19 @@
 """The MoE layer: ``route`` decides, ``apply`` computes, and whatever a system has of its own lives between the two.
 
-Shapes: B batch, L length, T = B * L tokens, D model width, K slots.
+Shapes: B batch, L length, T decisions (B * L, or fewer when a unit has several tokens), W tokens of a unit, D model
+width, K slots, S shared experts.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from zoo import config as zc
 from zoo.moe.types import RouteContext, RouterOutput
+from zoo.spec import ZooError
 from zoo_kernels import ops
 
 
@@ -21,6 +22,7 @@ class MoEConfig:
     """A mixture layer as named parts. ``balance`` belongs to the model: one set of balancers for all layers."""
 
     num_experts: int = 8
+    unit: Any = zc.part("unit", "token")
     router: Any = zc.part("router", "topk")
     experts: Any = zc.part("experts", "swiglu")
     shared: Any = zc.part("shared")
@@ -37,7 +39,8 @@ class MoE(nn.Module):
         super().__init__()
         self.config = config
         self.num_experts = config.num_experts
-        self.router = zc.build("router", config.router, hidden_size, config.num_experts)
+        self.unit = zc.build("unit", config.unit, hidden_size)
+        self.router = zc.build("router", config.router, self.unit.width, config.num_experts)
         self.experts = zc.build("experts", config.experts, hidden_size, config.num_experts)
         self.shared = zc.build("shared", config.shared, hidden_size) if config.shared else None
 
@@ -47,27 +50,41 @@ class MoE(nn.Module):
         self.experts.reset_parameters(std)
 
     def route(self, x: Tensor, ctx: RouteContext, state: Any = None) -> RouterOutput:
-        """Decide for every token of ``x`` (B, L, D)."""
-        x_TD = x.reshape(-1, x.shape[-1])
-        if ctx.valid is None:
-            valid_T = torch.ones(x_TD.shape[0], dtype=torch.bool, device=x.device)
-        else:
-            valid_T = ctx.valid.reshape(-1)
-        out: RouterOutput = self.router(x_TD, valid_T, ctx, state)
+        """Decide for every unit of ``x`` (B, L, D): every token, unless the config says otherwise."""
+        seen_TD, valid_T, ctx = self.unit.see(x, ctx)
+        out: RouterOutput = self.router(seen_TD, valid_T, replace(ctx, experts=self.experts), state)
         return out
 
-    def apply_experts(self, x: Tensor, out: RouterOutput) -> Tensor:
-        """What the chosen experts make of ``x`` (B, L, D), the shared one included."""
-        x_TD = x.reshape(-1, x.shape[-1])
-        plan = ops.plan(out.index_TK, self.num_experts, out.used_TK)
-        y: Tensor = self.experts(x_TD, out.weight_TK, plan).view_as(x)
-        return y if self.shared is None else y + self.shared(x)
+    def apply_experts(self, x: Tensor, out: RouterOutput, valid: Tensor | None = None) -> Tensor:
+        """What the chosen experts make of ``x`` (B, L, D), the shared ones included.
+
+        Args:
+            valid: False on padding, (B, L), which experts that mix the tokens of a unit must not see.
+        """
+        if getattr(self.experts, "whole_units", False):
+            plan = ops.plan(out.index_TK, self.num_experts, out.used_TK)
+            y_TWD = self.experts(self.unit.split(x, valid), out.weight_TK, plan)
+            y: Tensor = self.unit.join(y_TWD, x)
+        else:
+            index_TK, weight_TK, used_TK = (
+                self.unit.spread(value, x) for value in (out.index_TK, out.weight_TK, out.used_TK)
+            )
+            plan = ops.plan(index_TK, self.num_experts, used_TK)
+            y = self.experts(x.reshape(-1, x.shape[-1]), weight_TK, plan).view_as(x)
+        if self.shared is None and out.shared_weight is not None:
+            raise ZooError("the router weighs shared experts, but the layer has none; set moe.shared.name=swiglu")
+        if self.shared is None:
+            return y
+        if out.shared_weight is None:
+            return y + self.shared(x)
+        shared_TS = self.unit.spread(out.shared_weight, x).to(x.dtype)
+        return y + self.shared(x, shared_TS.view(*x.shape[:-1], -1))
 
     def forward(self, x: Tensor, ctx: RouteContext, state: Any = None) -> tuple[Tensor, RouterOutput]:
         out = self.route(x, ctx, state)
-        return self.apply_experts(x, out), out
+        return self.apply_experts(x, out, ctx.valid), out
 
     def inactive_parameters(self) -> int:
-        """Parameters that a token does not pass: the experts beyond its K slots."""
+        """Parameters that a token does not pass: the experts beyond those that it uses on average."""
         bank = sum(p.numel() for p in self.experts.parameters())
-        return bank * (self.num_experts - self.router.slots) // self.num_experts
+        return round(bank * (1 - self.router.mean_slots / self.num_experts))

@@ -1,4 +1,4 @@
-"""The router: ``scorer -> activation -> select hooks -> selector -> capacity -> weigher``, each a named part.
+"""The router: ``scorer -> logit hooks -> activation -> select hooks -> selector -> capacity -> weigher``, named parts.
 
 A new published router is usually one new scorer, selector or weigher. Routing is done in fp32 whatever the precision
 around it.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -22,21 +22,28 @@ from zoo.moe.types import RouteContext, RouterOutput
 
 @dataclass
 class RouterConfig:
-    """The parts of a router."""
+    """The parts of a router. ``jitter`` multiplies its input by uniform noise in 1 +- jitter while training (Switch,
+    arXiv:2101.03961)."""
 
     scorer: Any = zc.part("scorer", "linear")
+    logit_hooks: Any = zc.parts("logit_hook")
     activation: Any = zc.part("activation", "softmax")
     hooks: Any = zc.parts("select_hook")
     selector: Any = zc.part("selector", "topk")
     capacity: Any = zc.part("capacity")
     weigher: Any = zc.part("weigher", "gather")
+    jitter: float = 0.0
+
+    def __post_init__(self) -> None:
+        zc.at_least(0, self, "jitter")
 
 
 class Router(nn.Module):
     """``composed``: any combination of registered parts.
 
-    ``scorer`` gives logits, ``activation`` scores; hooks (and the bias of balancers) change which experts are chosen,
-    never how much they count; ``selector`` chooses; ``capacity`` drops what does not fit; ``weigher`` weighs.
+    ``scorer`` gives logits, which logit hooks change for good; ``activation`` gives scores; the bias of balancers, then
+    hooks, change which experts are chosen, never how much they count; ``selector`` chooses; ``capacity`` drops what
+    does not fit; ``weigher`` weighs. Every part sees the context with token-wise fields flattened to T rows.
     """
 
     Config = RouterConfig
@@ -46,15 +53,17 @@ class Router(nn.Module):
         self.config, self.num_experts = config, num_experts
         parts = self.parts()
         self.scorer = zc.build("scorer", parts.scorer, hidden_size, num_experts)
+        self.logit_hooks = self._hooks("logit_hook", parts.logit_hooks, hidden_size)
         self.activation = zc.build("activation", parts.activation, num_experts)
-        self.hooks = nn.ModuleList(
-            zc.build("select_hook", {"name": name, **node}, hidden_size, num_experts)
-            for name, node in parts.hooks.items()
-            if node is not None
-        )
+        self.hooks = self._hooks("select_hook", parts.hooks, hidden_size)
         self.selector = zc.build("selector", parts.selector, hidden_size, num_experts)
         self.capacity = zc.build("capacity", parts.capacity, num_experts) if parts.capacity else None
         self.weigher = zc.build("weigher", parts.weigher, hidden_size, num_experts)
+        self.jitter = parts.jitter
+
+    def _hooks(self, kind: str, nodes: Mapping[str, Any], hidden_size: int) -> nn.ModuleList:
+        named = [{"name": name, **node} for name, node in nodes.items() if node is not None]
+        return nn.ModuleList(zc.build(kind, node, hidden_size, self.num_experts) for node in named)
 
     def parts(self) -> RouterConfig:
         """The parts that the config stands for; a router with flags of its own says them here."""
@@ -74,30 +83,44 @@ class Router(nn.Module):
 
     def reset_parameters(self, std: float) -> None:
         """Normal initialisation of every weight that does not initialise itself."""
-        for part in (self.scorer, self.weigher, self.selector):
+        for part in (self.scorer, *self.logit_hooks, *self.hooks, self.selector, self.weigher):
             reset = getattr(part, "reset_parameters", None)
             if callable(reset):
                 reset(std)
 
+    def common(self) -> nn.Module | None:
+        """A fresh module that the routers of all layers share, or None. A stack builds one, owns it, and passes it in
+        `RouteContext.common`, so that no parameter is tied."""
+        make = getattr(self.scorer, "common", None)
+        module: nn.Module | None = make() if callable(make) else None
+        return module
+
     def forward(self, x_TD: Tensor, valid_T: Tensor, ctx: RouteContext, state: Any = None) -> RouterOutput:
+        losses: list[Tensor] = []
+        ctx = replace(ctx, valid=valid_T, losses=losses)
         with full_precision(x_TD.device):
             x_TD = x_TD.float()
+            if self.jitter and self.training:
+                x_TD = x_TD * torch.empty_like(x_TD).uniform_(1 - self.jitter, 1 + self.jitter)
             logits_TE, state = self.scorer(x_TD, ctx, state)
+            for hook in self.logit_hooks:
+                logits_TE = hook(logits_TE, x_TD, ctx)
             scores_TE = self.activation(logits_TE, ctx)
-            select_TE = scores_TE
+            select_TE = scores_TE.detach()
+            if ctx.balancers is not None:
+                bias = ctx.balancers.bias(ctx.layer, select_TE, valid_T)
+                select_TE = select_TE if bias is None else select_TE + bias
             for hook in self.hooks:
                 select_TE = hook(select_TE, x_TD, ctx)
-            if ctx.balancers is not None:
-                bias = ctx.balancers.bias(ctx.layer, scores_TE.detach(), valid_T)
-                select_TE = select_TE if bias is None else select_TE + bias
-            index_TK, used_TK = self.selector(select_TE, scores_TE, valid_T, ctx)
-            used_TK = used_TK & valid_T[:, None]
+            index_TK, used_TK = self.selector(x_TD, select_TE, scores_TE, ctx)
+            used_TK = used_TK & valid_T[:, None] & (select_TE.gather(-1, index_TK) > -torch.inf)
             if self.capacity is not None:
                 used_TK = self.capacity(index_TK, used_TK, select_TE, ctx)
-            weight_TK, shared_weight = self.weigher(x_TD, logits_TE, scores_TE, index_TK, used_TK, ctx)
+            weight_TK, shared_TS = self.weigher(x_TD, logits_TE, scores_TE, index_TK, used_TK, ctx)
             weight_TK = weight_TK.masked_fill(~used_TK, 0.0)
+            loss = torch.stack(losses).sum() if losses else None
         return RouterOutput(
-            logits_TE, scores_TE, select_TE, index_TK, weight_TK, used_TK, valid_T, shared_weight, state
+            logits_TE, scores_TE, select_TE, index_TK, weight_TK, used_TK, valid_T, shared_TS, state, loss
         )
 
 

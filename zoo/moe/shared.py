@@ -12,7 +12,11 @@ from zoo.config import at_least
 
 
 class SwiGLU(nn.Module):
-    """A dense SwiGLU, added as it is (DeepSeekMoE) or times ``sigmoid(w . x)`` (Qwen2-MoE, Time-MoE)."""
+    """A dense SwiGLU, added as it is (DeepSeekMoE) or times ``sigmoid(w . x)`` (Qwen2-MoE, Time-MoE).
+
+    A router that weighs S shared experts itself gives ``weight`` (..., S): the inner units, in S equal blocks, are
+    those experts side by side.
+    """
 
     @dataclass
     class Config:
@@ -30,6 +34,9 @@ class SwiGLU(nn.Module):
         self.down_proj = nn.Linear(inner, hidden_size, bias=False)
         self.gate = nn.Linear(hidden_size, 1, bias=False) if config.gate == "sigmoid" else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        h = F.silu(self.gate_proj(x)) * self.up_proj(x)
+        if weight is not None:
+            h = (h.unflatten(-1, (weight.shape[-1], -1)) * weight[..., None]).flatten(-2)
+        y: Tensor = self.down_proj(h)
         return y if self.gate is None else y * self.gate(x).sigmoid()

@@ -1,6 +1,6 @@
 """What travels between a router, its experts and the balancers. All of it is argument or result, nothing an attribute.
 
-Shapes: T tokens (B * L flattened), K slots, E experts.
+Shapes: T tokens (B * L flattened), K slots, E experts, C conditioning width, S shared experts.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from zoo.moe.balance import Balancers
@@ -21,13 +21,18 @@ class RouteContext:
 
     Attributes:
         layer: index of the MoE layer among the MoE layers of the model.
-        step: optimiser steps done.
+        step: optimiser steps done while training; None for a finished model, where every schedule is at its end.
         valid: False on padding, which is neither routed, nor counted, nor takes capacity.
+        seq_id: which sequence a token belongs to; the layer fills in the row of the batch.
+        cond: what conditions the routing (noise level, text, task), (..., C); may be one a sequence, as may the rest.
         balancers: whose bias acts on the selection.
+        common: the module that the routers of all layers share, owned by the stack (see `Router.common`).
+        experts: the bank behind this router, filled in by the layer, for scorers that look at its weights.
+        losses: where a router's parts put losses of their own; `Router` sums them into `RouterOutput.loss`.
     """
 
     layer: int = 0
-    step: int = 0
+    step: int | None = None
     valid: Tensor | None = None
     token_ids: Tensor | None = None
     seq_id: Tensor | None = None
@@ -37,6 +42,18 @@ class RouteContext:
     label: Tensor | None = None
     cond: Tensor | None = None
     balancers: Balancers | None = None
+    common: nn.Module | None = None
+    experts: nn.Module | None = None
+    losses: list[Tensor] | None = None
+
+    def progress(self, steps: int) -> float:
+        """How much of a schedule of so many steps is done, 0 to 1."""
+        return 1.0 if self.step is None or self.step >= steps else self.step / steps
+
+    def add_loss(self, loss: Tensor) -> None:
+        """Hand over a loss, coefficient applied, that the trainer adds."""
+        if self.losses is not None:
+            self.losses.append(loss)
 
     def at(self, layer: int) -> RouteContext:
         """The same context seen from another layer."""
@@ -46,8 +63,10 @@ class RouteContext:
 class RouterOutput(NamedTuple):
     """One decision of one MoE layer.
 
-    ``select`` decides which experts, ``weight`` decides how much. An unused slot has weight 0, ``used`` False and any
-    valid index. A chosen null or zero expert is used, and counts as load.
+    ``select`` decides which experts, ``weight`` decides how much; -inf in ``select`` forbids. An unused slot has weight
+    0, ``used`` False and any valid index. A chosen null or zero expert is used, and counts as load. With a unit of more
+    than one token, T counts units. ``shared_weight`` (T, S) weighs S shared experts; ``state`` goes to the next layer;
+    ``loss`` is the sum of what the router's own parts want added.
     """
 
     logits_TE: Tensor
@@ -59,6 +78,7 @@ class RouterOutput(NamedTuple):
     valid_T: Tensor
     shared_weight: Tensor | None = None
     state: Any = None
+    loss: Tensor | None = None
 
     @property
     def num_experts(self) -> int:

@@ -6,6 +6,7 @@ Shapes: B batch, L positions, D model width.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,10 +48,16 @@ class Block(nn.Module):
         self.moe = MoE(c.moe, c.hidden_size)
 
     def forward(
-        self, x: Tensor, position: Tensor, mask: Tensor | None, ctx: RouteContext, cache: Cache | None
+        self,
+        x: Tensor,
+        position: Tensor,
+        mask: Tensor | None,
+        ctx: RouteContext,
+        cache: Cache | None,
+        router_state: Any = None,
     ) -> tuple[Tensor, RouterOutput]:
         x = x + self.attention(self.attention_norm(x), position, mask, cache, ctx.layer)
-        y, out = self.moe(self.moe_norm(x), ctx)
+        y, out = self.moe(self.moe_norm(x), ctx, router_state)
         return x + y, out
 
 
@@ -68,6 +75,7 @@ class Transformer(nn.Module):
         self.config = config
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.router_common = self.layers[0].moe.router.common() if len(self.layers) else None
         self.balancers = Balancers(config.moe.balance, config.num_layers, config.moe.num_experts)
         initialise(self, config.init_std)
 
@@ -92,13 +100,15 @@ class Transformer(nn.Module):
         else:
             position = (all_valid.cumsum(1) - 1).clamp(min=0)[:, start:]
         mask = attention_mask(all_valid, length, start + length, x_BLD.device)
-        ctx, routing, x = RouteContext(valid=valid_BL, balancers=self.balancers), [], x_BLD
+        ctx, routing, x = self.balancers.context(valid=valid_BL, common=self.router_common), [], x_BLD
+        state: Any = None
         for index, block in enumerate(self.layers):
-            arguments = (x, position, mask, ctx.at(index), cache)
+            arguments = (x, position, mask, ctx.at(index), cache, state)
             if self.config.activation_checkpointing and self.training:
                 x, out = checkpoint(block, *arguments, use_reentrant=False)
             else:
                 x, out = block(*arguments)
+            state = out.state
             routing.append(out)
         if cache is not None:
             cache.length += length

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import lightning as L
@@ -30,7 +31,8 @@ class Module(L.LightningModule):
         self.val_metrics = task.metrics()
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        result = self.task.loss(self.model, batch)
+        with nullcontext() if self.balancers is None else self.balancers.at_step(self.global_step):
+            result = self.task.loss(self.model, batch)
         total, logs = result.loss, {"train/loss": result.loss, **{f"train/{k}": v for k, v in result.logs.items()}}
         if self.balancers is not None and result.routing:
             for name, loss in self.balancers.loss(result.routing).items():
