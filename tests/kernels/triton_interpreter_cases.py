@@ -5,6 +5,7 @@ Shape suffixes: T tokens, K slots, E experts, D model, F inner, N pairs.
 """
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 from zoo_kernels import ops, reference
 from zoo_kernels import triton as zoo_triton
 from zoo_kernels.plan import Plan
-from zoo_kernels.triton import gemm, plan, quant, tiles, wgrad
+from zoo_kernels.triton import common, gemm, plan, quant, tiles, wgrad
 from zoo_kernels.triton.dispatch import combine, expand
 from zoo_kernels.triton.router import _route, route
 
@@ -267,6 +268,12 @@ def test_the_public_ops_on_the_triton_backend() -> None:
             y_TD = ops.expert_ffn(x_TD, weight_TK.flatten(), routed, w_in, w_out, save="x_only")
         results.append([y_TD, *torch.autograd.grad(y_TD.square().sum(), (logits_TE, x_TD, w_in, w_out))])
     assert max(error(a, b) for a, b in zip(*results, strict=True)) < 1e-5
+
+
+@pytest.mark.parametrize("allowed", ["ieee", "tf32"])
+def test_tf32_only_where_the_user_allowed_it(allowed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(fp32_precision=allowed))
+    assert common.precision(torch.float32) == allowed and common.precision(torch.bfloat16) == "ieee"
 
 
 def test_float64_is_refused_with_the_remedy() -> None:

@@ -49,7 +49,7 @@ def upcast(dtype: torch.dtype) -> bool:
 
 def precision(dtype: torch.dtype) -> str:
     """`input_precision` of tl.dot: fp32 stays exact unless the user allowed TF32 for torch's own matrix products."""
-    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 @triton.jit
