@@ -1,0 +1,1 @@
+"""Our experts inside other people's models."""
