@@ -47,7 +47,7 @@ def main() -> None:
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
-        app(args=arguments)
+        app(args=arguments, prog_name="zoo")
     except ZooError as error:
         _stop(f"error: {error}", 2, debug, error)
     except KeyboardInterrupt as error:

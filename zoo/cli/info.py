@@ -22,8 +22,8 @@ def info_command(
     from zoo.nn.size import measure, parameters_by_part
 
     tree = zc.from_dotlist(overrides or [])
-    if Path(name).is_dir():
-        saved = hub.folder.read(Path(name))
+    if Path(name).is_dir() or name.startswith((".", "/", "~")):
+        saved = hub.folder.read(Path(name).expanduser())
         model_name, tree = saved.name or "", zc.merge(saved.model, tree)
     else:
         model_name = name

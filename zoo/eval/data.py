@@ -16,6 +16,8 @@ def data_section(name: str, overrides: zc.Tree) -> zc.Tree:
     if unknown:
         known = ("data", "device", "split", "batch_size", "limit")
         raise ZooError(f"unknown setting '{min(unknown)}' of zoo eval; {registry.suggest(min(unknown), known)}")
+    if name.startswith((".", "/", "~")):
+        hub.folder.saved_folder(Path(name).expanduser())
     base, chosen = _own_data(name), overrides.get("data")
     if base is None and chosen is None:
         raise ZooError(

@@ -21,7 +21,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
@@ -31,7 +31,7 @@ from zoo import hub
 from zoo.hub.model import on_device
 from zoo.spec import ZooError
 from zoo.train.callbacks import ExpertLoadLogger, RandomStates
-from zoo.train.checkpoints import AtomicIO, Last, newest_checkpoint
+from zoo.train.checkpoints import AtomicIO, Best, Last, newest_checkpoint
 from zoo.train.data import DataModule
 from zoo.train.git import git_commit
 from zoo.train.module import Module
@@ -87,7 +87,7 @@ def _fit(
     done, newest = newest_checkpoint(checkpoints) or (0, None)
     if done >= t.steps:
         print(f"{folder} has done its {done} steps already; raise train.steps to train on", file=sys.stderr)
-    best = ModelCheckpoint(checkpoints, "best", monitor=f"val/{task.monitor}", enable_version_counter=False)
+    best = Best(checkpoints, "best", monitor=f"val/{task.monitor}", enable_version_counter=False)
     callbacks: list[Callback] = [
         RandomStates(),
         ExpertLoadLogger(),
