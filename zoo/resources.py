@@ -22,7 +22,7 @@ def package_dir(package: str) -> Path | None:
 
 
 def plugin_configs(plugin: str, package: str) -> Path:
-    """Recipes of a plugin: ``<package>/configs`` (a third party keeps them there), else the zoo's ``configs/<plugin>``."""
+    """Recipes of a plugin: ``<package>/configs``, as third parties have them, else the zoo's ``configs/<plugin>``."""
     own = package_dir(package)
     return own / "configs" if own and (own / "configs").is_dir() else resource_dir("configs") / plugin
 

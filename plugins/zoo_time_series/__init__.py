@@ -1,6 +1,7 @@
 """Forecasting with mixtures of experts: the manifest. Importing it needs no torch."""
 
-from zoo.spec import API, DataFile, DatasetSpec, Input, ModelSpec, Plugin, TaskSpec, Weights
+from zoo.spec import API, DatasetSpec, Input, ModelSpec, Plugin, TaskSpec, Weights
+from zoo_time_series.data.files import ETT
 from zoo_time_series.importers import TIME_MOE
 
 _TIME_MOE = "zoo_time_series.models.time_moe:TimeMoE"
@@ -87,7 +88,7 @@ plugin = Plugin(
             "zoo_time_series.data.ett:Ett",
             "electricity transformer temperature, 7 variates",
             "CC BY-ND 4.0",
-            files=tuple(DataFile(f"time_series/ETT-small/{name}.csv") for name in ("ETTh1", "ETTh2", "ETTm1", "ETTm2")),
+            files=tuple(ETT.values()),
             requires=("pandas",),
         ),
         DatasetSpec(

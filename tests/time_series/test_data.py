@@ -194,8 +194,8 @@ def test_ett_split_is_the_standard_one(generated_ett):
 
 
 def test_ett_that_is_absent_or_cut_off(generated_ett, tmp_path):
-    with pytest.raises(ZooError, match=r"ETTh2 is not at .*ETTh2\.csv.*ZOO_DATA"):
-        Ett(Ett.Config(set="ETTh2"))
+    with pytest.raises(ZooError, match=r"ETTm2\.csv' is not there.*ZOO_DATA"):
+        Ett(Ett.Config(set="ETTm2"))
     path = tmp_path / "time_series" / "ETT-small" / "ETTh1.csv"
     generated_ett[:9000].to_csv(path, index=False)
     with pytest.raises(ZooError, match=r"9000 rows.*download it again"):

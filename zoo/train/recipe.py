@@ -56,13 +56,15 @@ class Training:
 
 @dataclass
 class Recipe:
-    """A recipe. ``resume`` is ``last`` or a run folder; ``out`` is where run folders go."""
+    """A recipe. ``init`` names trained weights to start from (a tag or a folder); ``resume`` is ``last`` or a run folder;
+    ``out`` is where run folders go."""
 
     model: Any = zc.part("model")
     task: Any = zc.part("task")
     data: Any = zc.part("data set")
     optim: Optim = field(default_factory=Optim)
     train: Training = field(default_factory=Training)
+    init: str | None = None
     seed: int = 0
     deterministic: bool = True
     device: str = "auto"

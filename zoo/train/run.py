@@ -66,6 +66,8 @@ def train(tree: zc.Tree, folder: Path, *, fast_dev_run: bool = False, quiet: boo
         print(f"data: {note}", file=sys.stderr)
     task: Task = zc.build("task", recipe.task)
     model = hub.create_model(recipe.model["name"], **{k: v for k, v in recipe.model.items() if k != "name"})
+    if recipe.init:
+        hub.folder.fill(model, hub.folder.unique_state(hub.load(recipe.init).model), recipe.init)
     if fast_dev_run:
         recipe.train.steps, recipe.train.val_every, recipe.train.val_batches = 1, 1, 1
         recipe.train.batch_size, recipe.train.eval_batch_size = min(2, recipe.train.batch_size), 2

@@ -7,8 +7,9 @@ from typing import Literal
 
 import numpy as np
 
-from zoo.resources import data_dir
+from zoo.download import fetch
 from zoo.spec import ZooError
+from zoo_time_series.data.files import ETT
 from zoo_time_series.data.frame import read_table, to_panel
 from zoo_time_series.data.windows import SeriesDataset
 
@@ -30,12 +31,7 @@ class Ett(SeriesDataset):
         stride: int = 1
 
     def __init__(self, config: Config) -> None:
-        path = data_dir() / "time_series" / "ETT-small" / f"{config.set}.csv"
-        if not path.is_file():
-            raise ZooError(
-                f"data set {config.set} is not at '{path}'; get ETT-small/{config.set}.csv from "
-                "github.com/zhouhaoyi/ETDataset, or set ZOO_DATA to the folder that holds time_series/ETT-small"
-            )
+        path = fetch(ETT[config.set])
         scale = 4 if config.set.startswith("ETTm") else 1
         ends = np.array([12, 16, 20]) * MONTH * scale
         frame = read_table(path)
