@@ -38,11 +38,11 @@ def rotary(x_BHLC: Tensor, position_BL: Tensor, theta: float) -> Tensor:
 
 
 def attention_mask(valid_BS: Tensor | None, length: int, total: int, device: torch.device) -> Tensor | None:
-    """Boolean mask (B or 1, 1, L, S), causal and without padded keys; None where plain causal attention will do.
+    """Boolean mask (B or 1, 1, L, S), causal and without padded keys; None where no mask but causality is needed.
 
     A padded query sees itself, so that its softmax has something to sum over; nobody reads the result.
     """
-    if valid_BS is None and length == total:
+    if valid_BS is None and length in (1, total):
         return None
     query_L = torch.arange(total - length, total, device=device)
     key_S = torch.arange(total, device=device)
@@ -66,20 +66,28 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(num_heads * head, hidden_size, bias=False)
 
     def forward(
-        self, x_BLD: Tensor, position_BL: Tensor, mask: Tensor | None, cache: Cache | None = None, layer: int = 0
+        self,
+        x_BLD: Tensor,
+        position_BL: Tensor,
+        mask: Tensor | None,
+        cache: Cache | None = None,
+        layer: int = 0,
+        first: int = 0,
     ) -> Tensor:
+        """States after attention, for the positions from ``first`` on; keys and values are those of all."""
         q, k, v = (
-            proj(x_BLD).unflatten(-1, (heads, -1)).transpose(1, 2)
-            for proj, heads in (
-                (self.q_proj, self.num_heads),
-                (self.k_proj, self.num_kv_heads),
-                (self.v_proj, self.num_kv_heads),
+            proj(states).unflatten(-1, (heads, -1)).transpose(1, 2)
+            for proj, states, heads in (
+                (self.q_proj, x_BLD[:, first:], self.num_heads),
+                (self.k_proj, x_BLD, self.num_kv_heads),
+                (self.v_proj, x_BLD, self.num_kv_heads),
             )
         )
-        q, k = rotary(q, position_BL, self.rope_theta), rotary(k, position_BL, self.rope_theta)
+        q, k = rotary(q, position_BL[:, first:], self.rope_theta), rotary(k, position_BL, self.rope_theta)
         if cache is not None:
             k, v = cache.extend(layer, k, v)
         grouped = self.num_heads != self.num_kv_heads
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
+        causal = mask is None and q.shape[2] > 1
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
         out: Tensor = self.o_proj(y.transpose(1, 2).flatten(2))
         return out

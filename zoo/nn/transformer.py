@@ -5,7 +5,7 @@ Shapes: B batch, L positions, D model width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -55,8 +55,10 @@ class Block(nn.Module):
         ctx: RouteContext,
         cache: Cache | None,
         router_state: Any = None,
+        first: int = 0,
     ) -> tuple[Tensor, RouterOutput]:
-        x = x + self.attention(self.attention_norm(x), position, mask, cache, ctx.layer)
+        """States and routing of the positions from ``first`` on, which ``mask`` and ``ctx`` are about."""
+        x = x[:, first:] + self.attention(self.attention_norm(x), position, mask, cache, ctx.layer, first)
         y, out = self.moe(self.moe_norm(x), ctx, router_state)
         return x + y, out
 
@@ -80,13 +82,14 @@ class Transformer(nn.Module):
         initialise(self, config.init_std)
 
     def forward(
-        self, x_BLD: Tensor, valid_BL: Tensor | None = None, cache: Cache | None = None
+        self, x_BLD: Tensor, valid_BL: Tensor | None = None, cache: Cache | None = None, last_only: bool = False
     ) -> tuple[Tensor, Routing]:
         """States after the final norm, (B, L, D), and the routing of every layer.
 
         Args:
             valid_BL: False on padding. Positions count valid points only, so left padding changes nothing.
             cache: positions so far; ``x`` holds the new ones.
+            last_only: only the last position is asked for, (B, 1, D): the last block computes no other.
         """
         if cache is not None and (valid_BL is not None or cache.valid is not None):
             new = x_BLD.new_ones(x_BLD.shape[:2], dtype=torch.bool) if valid_BL is None else valid_BL
@@ -103,7 +106,14 @@ class Transformer(nn.Module):
         ctx, routing, x = self.balancers.context(valid=valid_BL, common=self.router_common), [], x_BLD
         state: Any = None
         for index, block in enumerate(self.layers):
-            arguments = (x, position, mask, ctx.at(index), cache, state)
+            first = 0
+            if (
+                last_only and index == len(self.layers) - 1 and state is None
+            ):  # a router's state is that of all positions
+                first = length - 1
+                mask = None if mask is None else mask[:, :, first:]
+                ctx = replace(ctx, valid=None if valid_BL is None else valid_BL[:, first:])
+            arguments = (x, position, mask, ctx.at(index), cache, state, first)
             if self.config.activation_checkpointing and self.training:
                 x, out = checkpoint(block, *arguments, use_reentrant=False)
             else:
@@ -112,7 +122,7 @@ class Transformer(nn.Module):
             routing.append(out)
         if cache is not None:
             cache.length += length
-        return self.norm(x), tuple(routing)
+        return self.norm(x[:, -1:] if last_only else x), tuple(routing)
 
 
 def initialise(module: nn.Module, std: float) -> None:

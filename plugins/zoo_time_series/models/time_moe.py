@@ -109,9 +109,9 @@ class TimeMoE(Forecaster):
         while done < horizon:
             head = self._head_for(horizon - done)
             if cache is None:
-                states_BLD, _ = self.stack(self.embed(x_BL), valid_BL)
+                states_BLD, _ = self.stack(self.embed(x_BL), valid_BL, last_only=True)
             else:
-                states_BLD, _ = self.stack(self.embed(new_BL), valid_BL if done == 0 else None, cache)
+                states_BLD, _ = self.stack(self.embed(new_BL), valid_BL if done == 0 else None, cache, True)
             new_BL = head(states_BLD[:, -1])[:, : horizon - done]
             x_BL, done = torch.cat([x_BL, new_BL], dim=1), done + new_BL.shape[1]
             if valid_BL is not None:
