@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -212,24 +215,21 @@ def global_batch_gradient(x: Tensor) -> Tensor:
     return torch.cat([p.grad.flatten() for n, p in model.named_parameters() if "router" in n])
 
 
-def worker(rank: int, world: int, store: str, x: Tensor, found: Any) -> None:
-    torch.distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=world)
-    torch.set_num_threads(1)
-    gradient = global_batch_gradient(x.chunk(world)[rank])
-    torch.distributed.all_reduce(gradient)  # DDP's mean
-    if rank == 0:
-        found.put((gradient / world).tolist())
-    torch.distributed.destroy_process_group()
+def worker(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    gradient = global_batch_gradient(torch.load(f"{folder}/x.pt").chunk(2)[rank])
+    dist.all_reduce(gradient)
+    torch.save(gradient / 2, f"{folder}/gradient{rank}.pt")  # the mean, as DDP takes it
+    dist.destroy_process_group()
 
 
-def test_two_processes_equal_one(tmp_path: Any) -> None:
+def test_two_processes_equal_one(tmp_path: Path) -> None:
     x = torch.randn(4, 5, D)
-    context = mp.get_context("fork")
-    found = context.SimpleQueue()
-    workers = [context.Process(target=worker, args=(rank, 2, f"{tmp_path}/store", x, found)) for rank in range(2)]
-    for process in workers:
-        process.start()
-    for process in workers:
-        process.join(60)
-        assert process.exitcode == 0
-    torch.testing.assert_close(torch.tensor(found.get()), global_batch_gradient(x))
+    torch.save(x, tmp_path / "x.pt")
+    workers = [subprocess.Popen([sys.executable, __file__, str(rank), tmp_path]) for rank in range(2)]
+    assert [process.wait(120) for process in workers] == [0, 0]
+    torch.testing.assert_close(torch.load(tmp_path / "gradient0.pt"), global_batch_gradient(x))
+
+
+if __name__ == "__main__":
+    worker(int(sys.argv[1]), sys.argv[2])

@@ -18,6 +18,23 @@ from torch.utils.flop_counter import register_flop_formula
 
 from zoo_kernels import cpu, reference
 from zoo_kernels.plan import Plan
+from zoo_kernels.quant import dequantise, quantise_int8, quantise_ternary
+
+__all__ = [
+    "Plan",
+    "backends",
+    "combine",
+    "dequantise",
+    "expand",
+    "expert_ffn",
+    "expert_ffn_quantised",
+    "plan",
+    "plan_pairs",
+    "quantise_int8",
+    "quantise_ternary",
+    "route",
+    "use_backend",
+]
 
 BACKENDS = ("reference", "cpu", "triton")
 SCORES, ORDERS = ("softmax", "sigmoid", "none"), ("score_then_topk", "topk_then_score")
@@ -266,9 +283,10 @@ def _setup_context(ctx, inputs, output) -> None:
 def _backward(ctx, dy_TD, _):
     if dy_TD is None:
         return (None,) * 14
-    b_in, b_out = ctx.saved_tensors[7:9]
+    saved = ctx.saved_tensors  # once: activation checkpointing unpacks them a single time
+    b_in, b_out = saved[7:9]
     *grads, db_in, db_out = _expert_ffn_backward(
-        dy_TD.contiguous(), *ctx.saved_tensors, ctx.activation, ctx.limit, ctx.interleaved, ctx.backend
+        dy_TD.contiguous(), *saved, ctx.activation, ctx.limit, ctx.interleaved, ctx.backend
     )
     dx, dweight, dw_in, dw_out = grads
     biases = (None if b_in is None else db_in, None if b_out is None else db_out)
@@ -319,6 +337,68 @@ def expert_ffn(
         x_TD, weight_N, plan.token_N, plan.pair_N, plan.offset_E1, w_in, w_out, b_in, b_out,
         activation, limit, interleaved, trains and save == "hidden", backend,
     )[0]  # fmt: skip
+
+
+@torch.library.custom_op("zoo::expert_ffn_quantised", mutates_args=())
+def _expert_ffn_quantised(
+    x_TD: Tensor,
+    weight_N: Tensor,
+    token_N: Tensor,
+    pair_N: Tensor,
+    offset_E1: Tensor,
+    w_in: Tensor,
+    w_out: Tensor,
+    scale_in: Tensor,
+    scale_out: Tensor,
+    b_in: Tensor | None,
+    b_out: Tensor | None,
+    activation: str,
+    limit: float | None,
+    interleaved: bool,
+    backend: str,
+) -> Tensor:
+    plan = Plan(token_N, pair_N, offset_E1, x_TD.shape[0], w_in.shape[0])
+    arguments = (x_TD, weight_N, plan, w_in, w_out, b_in, b_out, activation, limit, interleaved, False)
+    return _module(backend)[0].ffn_forward(*arguments, (scale_in, scale_out))[0]
+
+
+@_expert_ffn_quantised.register_fake
+def _(x_TD, *_):
+    return torch.empty_like(x_TD)
+
+
+def expert_ffn_quantised(
+    x_TD: Tensor,
+    weight_N: Tensor,
+    plan: Plan,
+    w_in: Tensor,
+    w_out: Tensor,
+    scale_in: Tensor,
+    scale_out: Tensor,
+    *,
+    activation: str = "swiglu",
+    b_in: Tensor | None = None,
+    b_out: Tensor | None = None,
+    limit: float | None = None,
+    interleaved: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    """As `expert_ffn`, without gradients, with the codes and scales of `quant.quantise_int8` or `quantise_ternary`.
+
+    scale_in (E, W), scale_out (E, D). Decoding reads the codes only once: the bytes are the limit.
+    """
+    _check("activation", activation, reference.ACTIVATIONS)
+    packed = 4 if w_in.dtype == torch.uint8 else 1
+    if w_in.dtype not in (torch.int8, torch.uint8) or w_out.dtype != w_in.dtype:
+        raise ValueError(f"zoo_kernels: quantised weights are int8, or uint8 if ternary; got {w_in.dtype}, {w_out.dtype}")
+    if (w_in.shape[2] * packed, w_out.shape[1]) != (x_TD.shape[1],) * 2 or scale_in.shape != w_in.shape[:2]:
+        raise ValueError(f"zoo_kernels: shapes of x {tuple(x_TD.shape)} and codes {tuple(w_in.shape)} do not fit")
+    backend = _resolve(backend or _forced, x_TD.device.type)
+    limit = 7.0 if activation == "clamped_swiglu" and limit is None else limit
+    return _expert_ffn_quantised(
+        x_TD, weight_N, plan.token_N, plan.pair_N, plan.offset_E1, w_in, w_out, scale_in, scale_out, b_in, b_out,
+        activation, limit, interleaved, backend,
+    )  # fmt: skip
 
 
 def _check_shapes(

@@ -149,7 +149,7 @@ class TopK(Router):
         weigher: Mapping[str, Any] = {"renorm": c.renorm, "scale": c.scale}
         return zc.make(
             RouterConfig,
-            activation={"name": "identity" if late else c.score},
+            activation={"name": c.score},  # balancers read it; the order of the scores is that of the logits
             selector={"name": "topk", "k": c.k},
             weigher={"name": f"chosen_{c.score}" if late else "gather", **weigher},
         )
