@@ -13,7 +13,16 @@ from pathlib import Path
 
 SOURCES = Path(__file__).parent / "csrc"
 # no -ffast-math: the order of sums and the handling of NaN are part of the contract
-BASE = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
+BASE = (
+    "-O3",
+    "-std=gnu11",
+    "-fPIC",
+    "-shared",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=fast",
+    "-Wno-psabi",
+)
 # the best set of flags that the compiler takes
 FLAG_SETS = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-march=native",), ())
 

@@ -20,7 +20,22 @@ _forked = False
 
 
 _SIZES = ("tokens", "experts", "model", "inner", "width", "threads", "groups", "kind", "gated")
-_INPUTS = ("x", "weight", "token", "pair", "offset", "win_row", "w_in", "w_out", "b_in", "b_out", "hidden", "y")
+_INPUTS = (
+    "x",
+    "weight",
+    "token",
+    "pair",
+    "offset",
+    "win_row",
+    "w_in",
+    "w_out",
+    "b_in",
+    "b_out",
+    "scale_in",
+    "scale_out",
+    "hidden",
+    "y",
+)
 _GRADS = ("dy", "dx", "dweight", "dw_in", "dw_out", "db_in", "db_out")
 
 
@@ -30,6 +45,7 @@ class _Ffn(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in _SIZES),
         ("limit", ctypes.c_float),
+        ("bits", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in _INPUTS + _GRADS),
     )
 
@@ -88,12 +104,20 @@ def _is_fp32(*tensors: Tensor | None) -> bool:
     return all(tensor is None or tensor.dtype == torch.float32 for tensor in tensors)
 
 
+def _prepare(inputs: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
+    """Contiguous, and floats as fp32; codes stay."""
+    return {
+        name: tensor if tensor is None else (tensor.float() if tensor.is_floating_point() else tensor).contiguous()
+        for name, tensor in inputs.items()
+    }
+
+
 def _run(
     tensors: dict[str, Tensor | None], plan: Plan, activation: str, limit: float | None, interleaved: bool
 ) -> None:
-    w_out = tensors["w_out"]
-    experts, model, inner = w_out.shape
-    width = tensors["w_in"].shape[1]
+    w_in, w_out = tensors["w_in"], tensors["w_out"]
+    experts, width = w_in.shape[:2]
+    model, inner = w_out.shape[1], width // 2 if activation in reference.GATED else width
     if interleaved:
         tensors["win_row"] = torch.arange(width).view(inner, 2).T.contiguous()
     threads = _threads()
@@ -102,7 +126,7 @@ def _run(
         tokens=plan.num_tokens, experts=experts, model=model, inner=inner, width=width, threads=threads,
         groups=min(max(2, threads), 64), kind=_KINDS[activation], gated=activation in reference.GATED,
         limit=float("inf") if limit is None else limit, token=plan.token_N.data_ptr(), pair=plan.pair_N.data_ptr(),
-        offset=plan.offset_E1.data_ptr(),
+        offset=plan.offset_E1.data_ptr(), bits={torch.int8: 8, torch.uint8: 2}.get(w_in.dtype, 0),
     )  # fmt: skip
     for name, tensor in tensors.items():
         if tensor is not None and tensor.numel():
@@ -123,14 +147,16 @@ def ffn_forward(
     limit: float | None,
     interleaved: bool,
     keep_hidden: bool,
+    scales: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(y_TD, hidden_NW); hidden is empty unless asked for."""
+    """(y_TD, hidden_NW); hidden is empty unless asked for. `scales` ((E, W), (E, D)) come with quantised weights."""
     inputs = {"x": x_TD, "weight": weight_N, "w_in": w_in, "w_out": w_out, "b_in": b_in, "b_out": b_out}
     if not _is_fp32(x_TD) or not x_TD.numel():
         return reference.ffn_forward(
             x_TD, weight_N, plan, w_in, w_out, b_in, b_out, activation, limit, interleaved, keep_hidden
         )
-    inputs = {name: None if tensor is None else tensor.float().contiguous() for name, tensor in inputs.items()}
+    inputs |= dict(zip(("scale_in", "scale_out"), scales or (None, None), strict=True))
+    inputs = _prepare(inputs)
     hidden_NW = empty(plan.token_N.shape[0] if keep_hidden else 0, w_in.shape[1])
     y_TD = empty(*x_TD.shape)
     _run({**inputs, "hidden": hidden_NW, "y": y_TD}, plan, activation, limit, interleaved)
@@ -157,7 +183,7 @@ def ffn_backward(
             dy_TD, x_TD, weight_N, plan, w_in, w_out, b_in, b_out, hidden_NW, activation, limit, interleaved
         )
     inputs = {"x": x_TD, "weight": weight_N, "w_in": w_in, "w_out": w_out, "b_in": b_in, "b_out": b_out}
-    inputs = {name: None if tensor is None else tensor.float().contiguous() for name, tensor in inputs.items()}
+    inputs = _prepare(inputs)
     inputs |= {"dy": dy_TD.contiguous(), "hidden": hidden_NW}
     dx_TD, dw_in, dw_out = empty(*x_TD.shape), empty(*w_in.shape), empty(*w_out.shape)
     dweight_N = torch.zeros(weight_N.shape)

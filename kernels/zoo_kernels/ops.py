@@ -390,7 +390,9 @@ def expert_ffn_quantised(
     _check("activation", activation, reference.ACTIVATIONS)
     packed = 4 if w_in.dtype == torch.uint8 else 1
     if w_in.dtype not in (torch.int8, torch.uint8) or w_out.dtype != w_in.dtype:
-        raise ValueError(f"zoo_kernels: quantised weights are int8, or uint8 if ternary; got {w_in.dtype}, {w_out.dtype}")
+        raise ValueError(
+            f"zoo_kernels: quantised weights are int8, or uint8 if ternary; got {w_in.dtype}, {w_out.dtype}"
+        )
     if (w_in.shape[2] * packed, w_out.shape[1]) != (x_TD.shape[1],) * 2 or scale_in.shape != w_in.shape[:2]:
         raise ValueError(f"zoo_kernels: shapes of x {tuple(x_TD.shape)} and codes {tuple(w_in.shape)} do not fit")
     backend = _resolve(backend or _forced, x_TD.device.type)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo_kernels.plan import Plan, used_mask
+from zoo_kernels.quant import dequantise
 
 GATED = ("swiglu", "geglu", "reglu", "clamped_swiglu")
 UNGATED = ("silu", "gelu", "relu")
@@ -189,17 +190,24 @@ def ffn_forward(
     limit: float | None,
     interleaved: bool,
     keep_hidden: bool,
+    scales: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(y_TD, hidden_NW); hidden is empty unless asked for."""
+    """(y_TD, hidden_NW); hidden is empty unless asked for. `scales` ((E, W), (E, D)) come with quantised weights."""
     y_TD = torch.zeros_like(x_TD, dtype=_sum_dtype(x_TD))
     hidden_NW = x_TD.new_empty(plan.token_N.shape[0] if keep_hidden else 0, w_in.shape[1])
     weight_N = weight_N[plan.pair_N].to(y_TD.dtype)
     for e, (start, stop) in _segments(plan):
         token = plan.token_N[start:stop]
-        hidden = _linear(x_TD[token], w_in[e], b_in, e)
+        matrix_in, matrix_out = w_in[e], w_out[e]
+        if scales is not None:
+            matrix_in, matrix_out = (
+                dequantise(codes[e], scale[e]).to(x_TD.dtype)
+                for codes, scale in zip((w_in, w_out), scales, strict=True)
+            )
+        hidden = _linear(x_TD[token], matrix_in, b_in, e)
         if keep_hidden:
             hidden_NW[start:stop] = hidden
-        y_ND = _linear(activate(hidden, activation, limit, interleaved), w_out[e], b_out, e)
+        y_ND = _linear(activate(hidden, activation, limit, interleaved), matrix_out, b_out, e)
         y_TD.index_add_(0, token, y_ND.to(y_TD.dtype) * weight_N[start:stop, None])
     return y_TD.to(x_TD.dtype), hidden_NW
 

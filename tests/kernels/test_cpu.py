@@ -50,7 +50,7 @@ def test_same_bits_run_to_run_and_for_one_and_two_threads() -> None:
         torch.set_num_threads(threads)
     assert all(same(results[0], other) for other in results[1:]) and same(*many)
     for got, want in zip(many[0], results[0], strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+        assert (got - want).norm() <= 1e-6 * want.norm()
 
 
 @pytest.mark.parametrize("threads", [1, 3, 7])
@@ -99,9 +99,8 @@ def test_python_threads() -> None:
     assert not wrong
 
 
-def _in_child(queue) -> None:
-    inputs = leaves(tokens=50)
-    queue.put([tensor.sum().item() for tensor in run(*inputs)])
+def _in_child(queue, inputs: tuple) -> None:
+    queue.put(run(*inputs)[0][0].tolist())
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -109,10 +108,11 @@ def test_fork() -> None:
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)  # so that the parent has a pool of threads that the child has not
-        want = [tensor.sum().item() for tensor in run(*leaves(tokens=50))]
+        inputs = leaves(tokens=50)
+        want = run(*inputs)[0][0].tolist()
         context = multiprocessing.get_context("fork")
         queue = context.SimpleQueue()
-        child = context.Process(target=_in_child, args=(queue,))
+        child = context.Process(target=_in_child, args=(queue, inputs))
         child.start()
         child.join(60)
         alive = child.is_alive()
@@ -134,7 +134,7 @@ def test_buffers_are_reused_and_bounded() -> None:
     library.zoo_pool_limit(ctypes.c_int64(0))
     try:
         run(*inputs)
-        assert library.zoo_pool_idle() <= 4 * inputs[2].numel()  # the limit still lets the last buffer wait
+        assert library.zoo_pool_idle() == 0
     finally:
         library.zoo_pool_limit(ctypes.c_int64(1 << 30))
 
@@ -224,38 +224,44 @@ except RuntimeError as error:
 """
 
 
-def subprocess_output(tmp_path: Path, **env: str) -> str:
-    paths = {"PYTHONPATH": str(Path(ops.__file__).parents[1]), "ZOO_CACHE": str(tmp_path), "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env={**paths, **env}, capture_output=True, text=True, timeout=200
-    )
+def test_without_a_compiler_plain_torch_is_used_and_told_once(tmp_path: Path) -> None:
+    env = {"PYTHONPATH": str(Path(ops.__file__).parents[1]), "ZOO_CACHE": str(tmp_path), "CC": "nosuchcc"}
+    done = subprocess.run([sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    why = "no C compiler found (CC=nosuchcc)"
+    first, forced = done.stdout.strip().splitlines()
+    assert first.startswith(f"1 zoo_kernels: backend 'cpu' is not available ({why}); using plain PyTorch")
+    assert "'available': False" in first and first.endswith(" 14.093")
+    assert forced == f"zoo_kernels: backend 'cpu' is not available: {why}"
 
 
 @pytest.mark.parametrize(
     ("env", "why"),
     [
-        ({"PATH": "/nowhere"}, "no C compiler found (cc, gcc, clang)"),
-        ({"CC": "nosuchcc"}, "no C compiler found (CC=nosuchcc)"),
+        ({"PATH": "/nowhere"}, r"no C compiler found \(cc, gcc, clang\)"),
         ({"CC": "false"}, "false failed: exit status 1"),
+        ({"CC": sys.executable}, "python.* failed: "),
         ({"ZOO_CACHE": "/proc/nowhere"}, "/proc/nowhere"),
     ],
 )
-def test_without_a_compiler_plain_torch_is_used_and_told_once(tmp_path: Path, env: dict[str, str], why: str) -> None:
-    first, forced = subprocess_output(tmp_path, **env).strip().splitlines()
-    assert first.startswith("1 zoo_kernels: backend 'cpu' is not available (") and why in first
-    assert "'available': False" in first and first.endswith(" 7.046")
-    assert forced.startswith("zoo_kernels: backend 'cpu' is not available: ") and why in forced
+def test_a_failed_build_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, env: dict[str, str], why: str
+) -> None:
+    for name, value in {"ZOO_CACHE": str(tmp_path), **env}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(build.BuildError, match=why):
+        build.library.__wrapped__()
+    assert not list(tmp_path.rglob("*.so"))
 
 
-def test_the_library_is_built_once_and_whole(tmp_path: Path) -> None:
-    assert subprocess_output(tmp_path).startswith("0 ")
-    files = list((tmp_path / "kernels").iterdir())
-    assert len(files) == 1 and files[0].suffix == ".so"
-    stamp = files[0].stat().st_mtime_ns
-    assert subprocess_output(tmp_path).startswith("0 ")
-    assert [path.stat().st_mtime_ns for path in (tmp_path / "kernels").iterdir()] == [stamp]
+def test_the_library_is_built_once_and_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
+    stamps = []
+    for _ in range(2):
+        build.library.__wrapped__()
+        (file,) = (tmp_path / "kernels").iterdir()
+        stamps.append(file.stat().st_mtime_ns)
+    assert file.suffix == ".so" and stamps[0] == stamps[1]
 
 
 @pytest.mark.parametrize("flags", [f for f in build.FLAG_SETS if f[:1] != ("-mcpu=native",)])

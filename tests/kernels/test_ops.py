@@ -277,6 +277,23 @@ def test_expand_and_combine_build_the_same_layer() -> None:
     assert all(torch.isfinite(grad).all() for grad in grads)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("quantise", [ops.quantise_int8, ops.quantise_ternary])
+@pytest.mark.parametrize(("tokens", "interleaved"), [(3, False), (10, True), (60, False)])
+def test_quantised_experts(backend: str, quantise, tokens: int, interleaved: bool) -> None:
+    layer = make_layer(tokens, 52, 20, 4, random_index(tokens, 4, 2), biases=True, interleaved=interleaved)
+    (w_in, scale_in), (w_out, scale_out) = (quantise(layer.leaves[name]) for name in ("w_in", "w_out"))
+    got = ops.expert_ffn_quantised(
+        layer.leaves["x"], layer.leaves["weight"], layer.plan, w_in, w_out, scale_in, scale_out,
+        b_in=layer.leaves["b_in"], b_out=layer.leaves["b_out"], interleaved=interleaved, backend=backend,
+    )  # fmt: skip
+    exact = {"w_in": ops.dequantise(w_in, scale_in), "w_out": ops.dequantise(w_out, scale_out)}
+    want = Layer(layer.leaves | exact, layer.plan, layer.options).run(None, torch.float64)["y"]
+    assert_close({"y": got}, {"y": want}, TOLERANCE)
+    error = (exact["w_in"] - layer.leaves["w_in"]).norm() / layer.leaves["w_in"].norm()
+    assert error < (0.01 if quantise is ops.quantise_int8 else 0.6)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -5,14 +5,18 @@ Legend: T tokens, K slots, E experts, D model.
 
 from __future__ import annotations
 
+import tempfile
+
 import torch
-from hypothesis import given, settings
+from hypothesis import configuration, given, settings
 from hypothesis import strategies as st
 
 from zoo_kernels import ops, reference
 
+# its own folder in the repository would make pytest's collection warn, and warnings are errors
+configuration.set_hypothesis_home_dir(tempfile.mkdtemp())
 seeds = st.integers(0, 2**31)
-quick = settings(max_examples=40, deadline=None)
+quick = settings(max_examples=40, deadline=None, database=None)
 
 
 @st.composite

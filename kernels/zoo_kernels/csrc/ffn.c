@@ -11,10 +11,11 @@ typedef struct {
     int64_t tokens, experts, model, inner, width; // T, E, D, F, W
     int64_t threads, groups, kind, gated;
     float limit;
+    int64_t bits;                           // of the weights' codes: 8, 2 (ternary, packed) or 0: w_in, w_out are floats
     const float *x, *weight;                // (T, D), (N,) in original pair order
     const int64_t *token, *pair, *offset;   // the plan
     const int64_t *win_row;                 // (W,) row of w_in that holds pre-activation j; NULL if the same
-    const float *w_in, *w_out, *b_in, *b_out;
+    const float *w_in, *w_out, *b_in, *b_out, *scale_in, *scale_out;
     float *hidden;                          // (N, W) or NULL
     float *y;                               // forward: (T, D)
     const float *dy;                        // backward from here
@@ -37,7 +38,25 @@ typedef struct {
 } group;
 
 static void gemm(int64_t m, int64_t n, int64_t depth, operand a, operand b, result c, float *workspace, const operand *then) {
-    if (!small_gemm(m, n, depth, &a, &b, &c)) packed_gemm(m, n, depth, a, b, c, workspace, then);
+    if (small_gemm(m, n, depth, &a, &b, &c)) return;
+    if (b.bits) {
+        widen(&b, n, depth, workspace + PACK);
+        b = floats(workspace + PACK, depth, NULL, 0), then = NULL;
+    }
+    packed_gemm(m, n, depth, a, b, c, workspace, then);
+}
+
+// rows of one expert's weights; the codes of a quantised one
+static operand weights_of(const ffn *s, const float *all, const float *scales, int64_t e, int64_t rows, int64_t depth,
+                          const int64_t *row, int k_major) {
+    if (!s->bits) return floats(all + e * rows * depth, depth, row, k_major);
+    return (operand){(const float *)((const char *)all + e * rows * depth * s->bits / 8), depth, row, 0, (int)s->bits, scales + e * rows};
+}
+static operand w_in_of(const ffn *s, int64_t e, int k_major) {
+    return weights_of(s, s->w_in, s->scale_in, e, s->width, s->model, s->win_row, k_major);
+}
+static operand w_out_of(const ffn *s, int64_t e, int k_major) {
+    return weights_of(s, s->w_out, s->scale_out, e, s->model, s->inner, NULL, k_major);
 }
 
 static int64_t expert_of(const ffn *s, int64_t row) {
@@ -90,7 +109,7 @@ static int64_t lay_out(const ffn *s, group *g, int index, float *memory) {
     int back = s->dy != NULL;
     int64_t rows = min64(ROWS, g->stop - g->first);
     g->memory = memory;
-    g->pack = take(&next, PACK);
+    g->pack = take(&next, PACK + (s->bits ? s->width * s->model : 0)); // widened codes behind it
     g->scale = take(&next, rows);
     g->hidden = take(&next, s->hidden ? 0 : rows * s->width);
     g->act = take(&next, rows * s->inner);
@@ -129,8 +148,8 @@ static int64_t next_expert(const ffn *s, int64_t e) { // whose weights come next
 
 // pre-activation of `rows` sorted rows from `row`
 static void up(const ffn *s, const group *g, int64_t e, int64_t row, int64_t rows, float *hidden, const operand *then) {
-    gemm(rows, s->width, s->model, (operand){s->x, s->model, s->token + row, 0},
-         (operand){s->w_in + e * s->width * s->model, s->model, s->win_row, 0}, (result){hidden, s->width, NULL, NULL, 0, 0}, g->pack, then);
+    gemm(rows, s->width, s->model, floats(s->x, s->model, s->token + row, 0),
+         w_in_of(s, e, 0), (result){hidden, s->width, NULL, NULL, 0, 0}, g->pack, then);
     if (s->b_in)
         for (int64_t i = 0; i < rows; i++)
             for (int64_t j = 0; j < s->width; j++) hidden[i * s->width + j] += s->b_in[e * s->width + (s->win_row ? s->win_row[j] : j)];
@@ -149,8 +168,7 @@ static void up(const ffn *s, const group *g, int64_t e, int64_t row, int64_t row
 
 static void forward_rows(const ffn *s, const group *g, int64_t e, int64_t row, int64_t rows) {
     float *hidden = s->hidden ? s->hidden + row * s->width : g->hidden;
-    operand w_out = {s->w_out + e * s->model * s->inner, s->inner, NULL, 0};
-    operand next = {s->w_in + next_expert(s, e) * s->width * s->model, s->model, s->win_row, 0};
+    operand w_out = w_out_of(s, e, 0), next = w_in_of(s, next_expert(s, e), 0);
     up(s, g, e, row, rows, hidden, &w_out);
 #define CALL(KIND, GATED) \
     for (int64_t i = 0; i < rows; i++) \
@@ -158,7 +176,7 @@ static void forward_rows(const ffn *s, const group *g, int64_t e, int64_t row, i
     EVERY_KIND(CALL)
 #undef CALL
     for (int64_t i = 0; i < rows; i++) g->scale[i] = s->weight[s->pair[row + i]];
-    gemm(rows, s->model, s->inner, (operand){g->act, s->inner, NULL, 0}, w_out,
+    gemm(rows, s->model, s->inner, floats(g->act, s->inner, NULL, 0), w_out,
          (result){g->sum, s->model, s->token + row, g->scale, 1, 0}, g->pack, &next);
     if (s->b_out)
         for (int64_t i = 0; i < rows; i++) axpy(g->sum + s->token[row + i] * s->model, g->scale[i], s->b_out + e * s->model, s->model);
@@ -166,12 +184,10 @@ static void forward_rows(const ffn *s, const group *g, int64_t e, int64_t row, i
 
 static void backward_rows(const ffn *s, const group *g, int64_t e, int64_t row, int64_t rows, grads d, int add, int last) {
     const int64_t *token = s->token + row;
-    operand w_in = {s->w_in + e * s->width * s->model, s->model, s->win_row, 1};
-    operand w_out = {s->w_out + e * s->model * s->inner, s->inner, NULL, 1}, next = w_out;
-    next.p = s->w_out + next_expert(s, e) * s->model * s->inner;
+    operand w_in = w_in_of(s, e, 1), w_out = w_out_of(s, e, 1), next = w_out_of(s, next_expert(s, e), 1);
     float *hidden = s->hidden ? s->hidden + row * s->width : g->hidden;
     if (!s->hidden) up(s, g, e, row, rows, hidden, &w_out);
-    gemm(rows, s->inner, s->model, (operand){s->dy, s->model, token, 0}, w_out,
+    gemm(rows, s->inner, s->model, floats(s->dy, s->model, token, 0), w_out,
          (result){g->dact, s->inner, NULL, NULL, 0, 0}, g->pack, &w_in);
 #define CALL(KIND, GATED) \
     for (int64_t i = 0; i < rows; i++) { \
@@ -181,11 +197,11 @@ static void backward_rows(const ffn *s, const group *g, int64_t e, int64_t row, 
     }
     EVERY_KIND(CALL)
 #undef CALL
-    gemm(rows, s->model, s->width, (operand){g->dhidden, s->width, NULL, 0}, w_in,
+    gemm(rows, s->model, s->width, floats(g->dhidden, s->width, NULL, 0), w_in,
          (result){g->sum, s->model, token, NULL, 1, 0}, g->pack, NULL);
-    gemm(s->width, s->model, rows, (operand){g->dhidden, s->width, NULL, 1}, (operand){s->x, s->model, token, 1},
+    gemm(s->width, s->model, rows, floats(g->dhidden, s->width, NULL, 1), floats(s->x, s->model, token, 1),
          (result){d.dw_in, s->model, s->win_row, NULL, add, last}, g->pack, &next);
-    gemm(s->model, s->inner, rows, (operand){s->dy, s->model, token, 1}, (operand){g->act, s->inner, NULL, 1},
+    gemm(s->model, s->inner, rows, floats(s->dy, s->model, token, 1), floats(g->act, s->inner, NULL, 1),
          (result){d.dw_out, s->inner, NULL, NULL, add, last}, g->pack, NULL);
     if (s->b_in) {
         if (!add) memset(d.db_in, 0, 4 * s->width);

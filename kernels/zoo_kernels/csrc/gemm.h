@@ -24,6 +24,8 @@ typedef struct {
     int64_t ld;
     const int64_t *row;
     int k_major;
+    int bits;           // 8 or 2: p points at codes of that many bits (small.h), 0: at floats
+    const float *scale; // of row[i], for codes
 } operand;
 
 // C row i is p[row[i] * ld ...], multiplied by scale[i] if given, added or stored
@@ -36,6 +38,9 @@ typedef struct {
     int stream; // written past the caches, because nobody reads it soon
 } result;
 
+INLINE operand floats(const float *p, int64_t ld, const int64_t *row, int k_major) {
+    return (operand){p, ld, row, k_major, 0, NULL};
+}
 INLINE vec load(const float *p) { return *(const uvec *)p; }
 INLINE void store(float *p, vec v) { *(uvec *)p = v; }
 INLINE vec load_n(const float *p, int64_t n) { // the first n lanes, the others 0

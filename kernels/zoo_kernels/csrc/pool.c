@@ -41,6 +41,10 @@ void *pool_get(size_t bytes) {
 
 void pool_put(void *buffer) {
     if (!buffer) return;
+    if (*size_of(buffer) > idle_limit) {
+        release(buffer);
+        return;
+    }
     void *drop[SLOTS];
     int dropped = 0;
     pthread_mutex_lock(&lock);
@@ -65,7 +69,14 @@ void pool_put(void *buffer) {
     while (dropped) release(drop[--dropped]);
 }
 
-void zoo_pool_limit(int64_t bytes) { idle_limit = (size_t)bytes; }
+void zoo_pool_limit(int64_t bytes) { // of what may lie idle; frees all that does now
+    pthread_mutex_lock(&lock);
+    idle_limit = (size_t)bytes;
+    for (int i = 0; i < SLOTS; i++)
+        if (idle[i].buffer) release(idle[i].buffer), idle[i].buffer = NULL;
+    idle_bytes = 0;
+    pthread_mutex_unlock(&lock);
+}
 int64_t zoo_pool_idle(void) { return (int64_t)idle_bytes; }
 // a fork while another thread held the lock would leave it locked for ever in the child
 void zoo_pool_after_fork(void) { pthread_mutex_init(&lock, NULL); }

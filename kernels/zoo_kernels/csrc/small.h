@@ -6,6 +6,36 @@
 
 enum { SMALL = 8 };
 
+typedef int8_t bvec __attribute__((vector_size(VL), aligned(1)));
+
+INLINE const uint8_t *codes_of(const operand *m, const int bits, int64_t i) {
+    return (const uint8_t *)m->p + (m->row ? m->row[i] : i) * m->ld * (bits ? bits : 32) / 8;
+}
+
+// VL weights from k, of which n exist, as floats without their scale
+INLINE vec weights(const int bits, const uint8_t *row, int64_t k, int64_t n) {
+    if (bits == 0) return load_n((const float *)row + k, n);
+    if (bits == 8) {
+        bvec codes = {0};
+        memcpy(&codes, row + k, n < VL ? n : VL);
+        return __builtin_convertvector(__builtin_convertvector(codes, ivec), vec);
+    }
+    uint32_t word = 0x55555555, shift = 0; // ternary: weight i in bits 2i, 2i + 1, plus one
+    memcpy(&word, row + k / 4, n < VL ? n / 4 : VL / 4);
+    ivec shifts;
+    UNROLL for (int i = 0; i < VL; i++, shift += 2) shifts[i] = (int)shift;
+    return __builtin_convertvector(((((ivec){0} + (int)word) >> shifts) & 3) - 1, vec);
+}
+
+static void widen(const operand *m, int64_t rows, int64_t depth, float *out) { // codes to floats
+    for (int64_t i = 0; i < rows; i++, out += depth) {
+        const uint8_t *row = codes_of(m, m->bits, i);
+        float scale = m->scale[m->row ? m->row[i] : i];
+        for (int64_t k = 0; k < depth; k += VL)
+            store_n(out + k, scale * (m->bits == 8 ? weights(8, row, k, depth - k) : weights(2, row, k, depth - k)), depth - k);
+    }
+}
+
 INLINE void emit(const result *c, float *row, int64_t i, int64_t j, float value) {
     if (c->scale) value *= c->scale[i];
     row[j] = c->add ? row[j] + value : value;
@@ -14,13 +44,13 @@ INLINE void emit(const result *c, float *row, int64_t i, int64_t j, float value)
 INLINE float *c_row(const result *c, int64_t i) { return c->p + (c->row ? c->row[i] : i) * c->ld; }
 
 // C = A B^T, both with k contiguous: VL / m dot products per row of A at once, so that VL sums end in one register
-INLINE void dots(const int m, int64_t n, int64_t depth, const operand *a, const operand *b, const result *c) {
+INLINE void dots(const int m, const int bits, int64_t n, int64_t depth, const operand *a, const operand *b, const result *c) {
     const int wide = VL / m;
     const float *x[SMALL];
     for (int i = 0; i < m; i++) x[i] = row_of(a, i);
     for (int64_t j = 0; j < n; j += wide) {
-        const float *w[VL];
-        UNROLL for (int q = 0; q < wide; q++) w[q] = row_of(b, j + q < n ? j + q : n - 1);
+        const uint8_t *w[VL];
+        UNROLL for (int q = 0; q < wide; q++) w[q] = codes_of(b, bits, j + q < n ? j + q : n - 1);
         vec acc[VL];
         UNROLL for (int q = 0; q < VL; q++) acc[q] = (vec){0};
         for (int64_t k = 0; k < depth; k += VL) {
@@ -28,18 +58,20 @@ INLINE void dots(const int m, int64_t n, int64_t depth, const operand *a, const 
             if (depth - k >= VL) {
                 UNROLL for (int i = 0; i < m; i++) xv[i] = load(x[i] + k);
                 UNROLL for (int q = 0; q < wide; q++) {
-                    vec wv = load(w[q] + k);
-                    __builtin_prefetch(w[q] + k + wide * b->ld); // the same place in the next rows
+                    vec wv = weights(bits, w[q], k, VL);
+                    // the same place in the next rows
+                    __builtin_prefetch(w[q] + (k + wide * b->ld) * (bits ? bits : 32) / 8);
                     UNROLL for (int i = 0; i < m; i++) acc[q * m + i] += xv[i] * wv;
                 }
             } else
                 UNROLL for (int q = 0; q < wide; q++) UNROLL for (int i = 0; i < m; i++)
-                    acc[q * m + i] += load_n(x[i] + k, depth - k) * load_n(w[q] + k, depth - k);
+                    acc[q * m + i] += load_n(x[i] + k, depth - k) * weights(bits, w[q], k, depth - k);
         }
         transpose(acc);
         UNROLL for (int half = VL / 2; half; half /= 2) UNROLL for (int q = 0; q < half; q++) acc[q] += acc[q + half];
         for (int q = 0; q < wide && j + q < n; q++)
-            for (int i = 0; i < m; i++) emit(c, c_row(c, i), i, j + q, acc[0][q * m + i]);
+            for (int i = 0; i < m; i++)
+                emit(c, c_row(c, i), i, j + q, acc[0][q * m + i] * (bits ? b->scale[b->row ? b->row[j + q] : j + q] : 1.0f));
     }
 }
 
@@ -98,15 +130,21 @@ static int small_gemm(int64_t m, int64_t n, int64_t depth, const operand *a, con
     case 7: CALL(7); return 1; \
     case 8: CALL(8); return 1; \
     }
-#define DOTS(M) dots(M, n, depth, a, b, c)
+#define DOTS(M) dots(M, 0, n, depth, a, b, c)
+#define DOTS_8(M) dots(M, 8, n, depth, a, b, c)
+#define DOTS_2(M) dots(M, 2, n, depth, a, b, c)
 #define AXPYS(M) axpys(M, n, depth, a, b, c)
 #define OUTER(D) outer(D, m, n, a, b, c, can_stream(c, n))
     if (a->k_major && b->k_major && !c->scale) EVERY_SIZE(depth, OUTER)
     else if (!a->k_major && b->k_major && !c->scale) EVERY_SIZE(m, AXPYS)
+    else if (b->bits == 8) EVERY_SIZE(m, DOTS_8)
+    else if (b->bits == 2) EVERY_SIZE(m, DOTS_2)
     else if (!a->k_major && !b->k_major) EVERY_SIZE(m, DOTS)
     return 0;
 #undef EVERY_SIZE
 #undef DOTS
+#undef DOTS_8
+#undef DOTS_2
 #undef AXPYS
 #undef OUTER
 }
