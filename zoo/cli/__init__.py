@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from zoo.cli import convert, doctor, evaluate, info, listing, predict, train
+from zoo.cli import bench, convert, doctor, evaluate, info, listing, predict, train
 from zoo.cli.new_plugin import new_plugin_command
 from zoo.spec import ZooError
 
@@ -30,6 +30,7 @@ app.command("eval")(evaluate.eval_command)
 app.command("predict")(predict.predict_command)
 app.command("convert")(convert.convert_command)
 app.command("doctor")(doctor.doctor_command)
+app.add_typer(bench.app, name="bench")
 app.command("new-plugin")(new_plugin_command)
 
 

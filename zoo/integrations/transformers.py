@@ -36,7 +36,8 @@ class Gate(NamedTuple):
 _ACTIVATIONS = {"SiLUActivation": "silu", "SiLU": "silu", "GELUActivation": "gelu", "ReLU": "relu"}
 _GATED = {"silu": "swiglu", "gelu": "geglu", "relu": "reglu"}
 
-# Families with a gate of their own, by its qualified name: (kernel or None for act_fn's, attribute of the limit, of alpha, interleaved).
+# Families with a gate of their own, by its qualified name: (kernel or None for that of act_fn, attribute of the
+# limit, attribute of alpha, interleaved).
 _OWN_GATES: dict[str, tuple[str | None, str, str, bool]] = {
     "BeamExperts._apply_gate": (None, "", "", False),  # the default gate in fp32, as our kernels compute it anyway
     "DeepseekV4Experts._apply_gate": (None, "limit", "", False),
