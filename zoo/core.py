@@ -37,6 +37,7 @@ plugin = Plugin(
             "UniF2ace, DriveMoE",
         ),
         PartSpec("scorer", "linear", "zoo.moe.scorers.token:Linear", "z = W x [+ b]", "arXiv:1701.06538", "nearly all"),
+        PartSpec("scorer", "none", "zoo.moe.scorers.token:Nothing", "z = 0", "", "label-routed systems"),
         PartSpec(
             "scorer",
             "cosine",

@@ -25,7 +25,7 @@ def places(index_TK: Tensor, used_TK: Tensor, key_TK: Tensor | None = None) -> T
     if key_TK is None:
         order_N = torch.arange(len(expert_N), device=expert_N.device)
     else:
-        order_N = key_TK.T.flatten().argsort(descending=True, stable=True)
+        order_N = key_TK.T.flatten().argsort(dim=0, descending=True, stable=True)
     sorted_N, by_expert_N = expert_N[order_N].sort(stable=True)
     order_N = order_N[by_expert_N]
     position_N = torch.arange(len(expert_N), device=expert_N.device)

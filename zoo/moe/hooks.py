@@ -27,6 +27,12 @@ def expert_table(groups: list[list[int]], num_experts: int) -> Tensor:
     return table_ME
 
 
+def deviation(values_TE: Tensor) -> Tensor:
+    """(T, 1): standard deviation over experts, never 0 and with a gradient everywhere; T may be 0."""
+    off_TE = values_TE - values_TE.mean(-1, keepdim=True)
+    return (off_TE.square().sum(-1, keepdim=True) / max(1, values_TE.shape[-1] - 1) + 1e-12).sqrt()
+
+
 class Bias(nn.Module):
     """``s_e + b_e`` with fixed ``b``: selection by hand. Learned biases are balancers."""
 
@@ -118,7 +124,9 @@ class Steer(nn.Module):
         if c.layers and ctx.layer not in c.layers:
             return values_TE
         finite_TE = values_TE.detach().masked_fill(values_TE == -torch.inf, 0.0)
-        spread_T1 = finite_TE.amax(-1, True) - finite_TE.amin(-1, True) + 1 if c.force else finite_TE.std(-1, True)
+        spread_T1 = (
+            finite_TE.amax(-1, keepdim=True) - finite_TE.amin(-1, keepdim=True) + 1 if c.force else deviation(finite_TE)
+        )
         return values_TE + (1.0 if c.force else c.alpha) * spread_T1 * self.chosen_E
 
 
@@ -161,8 +169,8 @@ class StochasticWarmup(nn.Module):
         own = ctx.progress(self.steps)
         if not self.training or own == 1:
             return values_TE
-        mean_T1, std_T1 = values_TE.mean(-1, keepdim=True), values_TE.std(-1, unbiased=False, keepdim=True)
-        return own * values_TE + (1 - own) * (mean_T1 + std_T1 * torch.randn_like(values_TE))
+        noise_TE = values_TE.mean(-1, keepdim=True) + deviation(values_TE) * torch.randn_like(values_TE)
+        return own * values_TE + (1 - own) * noise_TE
 
 
 class NormaliseLogits(nn.Module):
@@ -177,7 +185,7 @@ class NormaliseLogits(nn.Module):
         self.scale = config.scale
 
     def forward(self, values_TE: Tensor, x_TD: Tensor, ctx: RouteContext) -> Tensor:
-        return values_TE / (values_TE.std(-1, keepdim=True) + 1e-6) * self.scale
+        return values_TE / deviation(values_TE) * self.scale
 
 
 class GrowPool(nn.Module):

@@ -78,7 +78,7 @@ class MoE(nn.Module):
         if out.shared_weight is None:
             return y + self.shared(x)
         shared_TS = self.unit.spread(out.shared_weight, x).to(x.dtype)
-        return y + self.shared(x, shared_TS.view(*x.shape[:-1], -1))
+        return y + self.shared(x, shared_TS.view(*x.shape[:-1], shared_TS.shape[-1]))
 
     def forward(self, x: Tensor, ctx: RouteContext, state: Any = None) -> tuple[Tensor, RouterOutput]:
         out = self.route(x, ctx, state)

@@ -114,7 +114,7 @@ class SegmentUnit(TokenUnit):
 
     def _first(self, value: Tensor, first_T1: Tensor, x: Tensor) -> Tensor:
         """A field at the first valid token of every unit."""
-        cut_TWC = self._cut(value.reshape(*x.shape[:2], -1), x)
+        cut_TWC = self._cut(value.reshape(*x.shape[:2], value.shape[1:].numel()), x)
         index_T1C = first_T1[..., None].expand(-1, -1, cut_TWC.shape[-1])
         return cut_TWC.gather(1, index_T1C)[:, 0].reshape(-1, *value.shape[1:])
 

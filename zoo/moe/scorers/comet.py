@@ -22,9 +22,9 @@ NEVER = -1e30
 
 class Comet(nn.Module):
     """``z_e = log sum_r exp(a_re + log p_re)``: tree r leads to leaf e with probability ``p_re``, the product of its
-    branches ``S(w . x + b)`` or ``1 - S(...)``, S the smooth step; ``a_re = v_re . x``.
+    branches ``S(w . x + b)`` or ``1 - S(...)``, S the smooth step; ``a_re = v_re . x`` (COMET, arXiv:2306.02824).
 
-    Followed by softmax that is COMET's gate: a softmax over all leaves of all trees together, summed over trees. As the
+    Followed by softmax that is its gate: a softmax over all leaves of all trees together, summed over trees. As the
     branches saturate at most ``trees`` experts keep a score above 0, which the selector ``threshold`` picks;
     ``entropy`` times the mean entropy of the leaf probabilities is added to the loss and hurries it.
     """
@@ -61,8 +61,8 @@ class Comet(nn.Module):
         go_TRN = smooth_step(inner_TRN, c.gamma)
         tiny = torch.finfo(go_TRN.dtype).tiny
         left_TRN, right_TRN = go_TRN.clamp(min=tiny).log(), (1 - go_TRN).clamp(min=tiny).log()
-        log_TRE = left_TRN @ self.left_NE + right_TRN @ self.right_NE
-        closed_TRE = (go_TRN <= 0).float() @ self.left_NE + (go_TRN >= 1).float() @ self.right_NE > 0
+        log_TRE = left_TRN @ self.left_NE.float() + right_TRN @ self.right_NE.float()
+        closed_TRE = (go_TRN <= 0).float() @ self.left_NE.float() + (go_TRN >= 1).float() @ self.right_NE.float() > 0
         if c.entropy and self.training:
             entropy_T = -torch.where(closed_TRE, 0.0, log_TRE.exp() * log_TRE).sum(-1).mean(-1)
             valid_T = torch.ones_like(entropy_T, dtype=torch.bool) if ctx.valid is None else ctx.valid
@@ -74,8 +74,8 @@ class Comet(nn.Module):
 
 class LocalSearch(nn.Module):
     """``log(exp(z) Pi)``: the gate's experts permuted. For ``steps`` steps ``Pi`` is learned by Gumbel-Sinkhorn, whose
-    temperature goes from ``tau`` to ``tau_end``; then, and in evaluation, it is the permutation nearest to it. A logit
-    hook for any gate."""
+    temperature goes from ``tau`` to ``tau_end``; then, and in evaluation, it is the permutation nearest to it. For any
+    gate (COMET, arXiv:2306.02824)."""
 
     @dataclass
     class Config:

@@ -39,6 +39,21 @@ class Linear(nn.Module):
         return F.linear(x_TD, self.weight.float(), bias), state
 
 
+class Nothing(nn.Module):
+    """``z = 0``, no parameters: for selectors that know already (label, modality, hash, forced)."""
+
+    @dataclass
+    class Config:
+        pass
+
+    def __init__(self, config: Config, hidden_size: int, num_experts: int) -> None:
+        super().__init__()
+        self.num_experts = num_experts
+
+    def forward(self, x_TD: Tensor, ctx: RouteContext, state: Any = None) -> tuple[Tensor, Any]:
+        return x_TD.new_zeros(len(x_TD), self.num_experts), state
+
+
 class Cosine(nn.Module):
     """``z_e = cos(V x, p_e) / tau``, ``tau`` learned (X-MoE, arXiv:2204.09179). ``rank=0`` leaves the projection ``V``
     out: prototypes in the model's own space (ProMoE)."""
@@ -148,7 +163,9 @@ class DomainEmbedding(nn.Module):
         nn.init.normal_(self.weight, std=std)
 
     def forward(self, x_TD: Tensor, ctx: RouteContext, state: Any = None) -> tuple[Tensor, Any]:
-        return F.linear(x_TD, self.weight.float(), self.bias.float().clamp(max=0) * self.own_E), state
+        # Not clamp: at 0, where the bias starts, its gradient is 0.
+        bias_E = torch.where(self.own_E & (self.bias <= 0), self.bias.float(), 0.0)
+        return F.linear(x_TD, self.weight.float(), bias_E), state
 
 
 class Uncertainty(nn.Module):

@@ -152,9 +152,9 @@ class TokenRounding(nn.Module):
         chosen_TE = unpack(index_TK, torch.ones_like(index_TK, dtype=torch.bool), select_TE.shape[-1]) & open_TE
         tiles_E = torch.minimum((chosen_TE.sum(0) + c.tile / 2) // c.tile, open_TE.sum(0) // c.tile)
         # Two stable sorts: by score, then the chosen before the others before the closed.
-        by_score_TE = select_TE.argsort(0, descending=True, stable=True)
+        by_score_TE = select_TE.argsort(dim=0, descending=True, stable=True)
         class_TE = (chosen_TE.int() + open_TE.int()).gather(0, by_score_TE)
-        order_TE = by_score_TE.gather(0, class_TE.argsort(0, descending=True, stable=True))
+        order_TE = by_score_TE.gather(0, class_TE.argsort(dim=0, descending=True, stable=True))
         return pack(order_TE.argsort(0) < tiles_E * c.tile, select_TE, self.slots)
 
 

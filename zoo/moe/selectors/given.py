@@ -44,7 +44,7 @@ class Label(nn.Module):
 
 
 class Modality(Label):
-    """`Label` by modality."""
+    """The experts ``groups[modality]``: `Label` by modality (Mono-InternVL, arXiv:2410.08202)."""
 
     @dataclass
     class Config(Label.Config):

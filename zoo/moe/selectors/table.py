@@ -29,13 +29,13 @@ def unpack(index_TK: Tensor, used_TK: Tensor, num_experts: int) -> Tensor:
 
 def ranks(key_NE: Tensor) -> Tensor:
     """Place of every entry in the descending order of its column, 0 the largest; ties in the order of rows."""
-    return key_NE.argsort(0, descending=True, stable=True).argsort(0)
+    return key_NE.argsort(dim=0, descending=True, stable=True).argsort(0)
 
 
 def ranks_within(group_NE: Tensor, key_NE: Tensor) -> Tensor:
     """Like `ranks`, but each entry among those of its own group in its column."""
-    order_NE = key_NE.argsort(0, descending=True, stable=True)
-    grouped_NE, by_group_NE = group_NE.gather(0, order_NE).sort(0, stable=True)
+    order_NE = key_NE.argsort(dim=0, descending=True, stable=True)
+    grouped_NE, by_group_NE = group_NE.gather(0, order_NE).sort(dim=0, stable=True)
     order_NE = order_NE.gather(0, by_group_NE)
     place_N1 = torch.arange(len(key_NE), device=key_NE.device)[:, None]
     first_NE = torch.ones_like(grouped_NE, dtype=torch.bool)
