@@ -1,0 +1,28 @@
+"""Every recipe of every plugin runs as it stands."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from zoo import cli, config, hub, registry, resources
+from zoo.spec import DatasetSpec
+from zoo.train.recipe import read_recipe
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # Lightning's, in this process
+
+
+@pytest.mark.parametrize("recipe", config.recipes())
+def test_recipe(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = read_recipe(recipe)["data"]
+    spec = registry.find("data set", data["name"]).spec
+    assert isinstance(spec, DatasetSpec)
+    wanted = [f.path for f in spec.files if Path(f.path).stem in data.values() or len(spec.files) == 1]
+    if absent := [path for path in wanted if not (resources.data_dir() / path).exists()]:
+        pytest.skip(f"needs {absent[0]} under ZOO_DATA")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["zoo", "train", recipe, "--fast-dev-run", "device=cpu"])
+    cli.main()
+    assert hub.load(tmp_path / "runs" / recipe).model.zoo_name == read_recipe(recipe)["model"]["name"]
