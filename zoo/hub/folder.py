@@ -175,8 +175,9 @@ class Tensors(Mapping[str, Tensor]):
 
 def _not_safetensors(file: Path, error: Exception) -> str:
     with file.open("rb") as stream:
-        start = stream.read(4)
-    if start == b"PK\x03\x04" or start[:1] == b"\x80":  # a zip as torch.save writes it, or a bare pickle
+        start = stream.read(9)
+    # A zip as torch.save writes it, or a bare pickle; a safetensors header may start with the same byte.
+    if start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[8:] != b"{"):
         return (
             f"'{file}' is a pickle, which could run code and is never loaded; "
             f"convert it: zoo convert {file} --to FOLDER --model NAME"
