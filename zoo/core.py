@@ -159,7 +159,7 @@ plugin = Plugin(
             "zoo.moe.hooks:Steer",
             "z_e + alpha std(z) for named experts, or these first",
             "",
-            "multilingual steering (S156)",
+            "multilingual steering",
         ),
         PartSpec(
             "logit_hook",
@@ -223,7 +223,7 @@ plugin = Plugin(
             "zoo.moe.hooks:Steer",
             "s_e + alpha std(s) for named experts, or these first",
             "",
-            "multilingual steering (S156)",
+            "multilingual steering",
         ),
         PartSpec(
             "select_hook",

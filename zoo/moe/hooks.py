@@ -105,7 +105,7 @@ class GroupLimit(nn.Module):
 
 class Steer(nn.Module):
     """``v_e + alpha * std(v)`` for the named experts in the named layers (none named: all layers), or, with ``force``,
-    they come before all others (soft and hard steering of multilingual routing, S156)."""
+    they come before all others (steering of multilingual routing, soft and hard)."""
 
     @dataclass
     class Config:
@@ -190,7 +190,7 @@ class NormaliseLogits(nn.Module):
 
 class GrowPool(nn.Module):
     """-inf for a random part of the experts beyond the first ``own``, drawn anew each forward pass; the part shrinks
-    linearly from all to none over ``steps`` (progressive scaling routing of ReXMoE, S008). Off in evaluation."""
+    linearly from all to none over ``steps`` (progressive scaling routing of ReXMoE). Off in evaluation."""
 
     @dataclass
     class Config:

@@ -111,7 +111,7 @@ class DecoupledScale(Gather):
 class JointSoftmax(Gather):
     """One softmax over routed and shared experts, ``softmax([z; V x])``: a shared expert weighs its share; the chosen
     experts divide all of the routed share among them with ``renorm``, else keep their own (Uni-MoE-2.0,
-    arXiv:2511.12609; UniMoE-Audio, S138)."""
+    arXiv:2511.12609; UniMoE-Audio)."""
 
     @dataclass
     class Config(Gather.Config):

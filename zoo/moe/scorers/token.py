@@ -87,7 +87,7 @@ class Cosine(nn.Module):
 
 
 class MLP(nn.Module):
-    """``z = W_n relu(... W_1 x + b_1 ...) + b_n``, dropout after the first layer (DriftMoE, S076)."""
+    """``z = W_n relu(... W_1 x + b_1 ...) + b_n``, dropout after the first layer (DriftMoE)."""
 
     @dataclass
     class Config:
