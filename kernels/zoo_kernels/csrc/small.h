@@ -12,27 +12,34 @@ INLINE const uint8_t *codes_of(const operand *m, const int bits, int64_t i) {
     return (const uint8_t *)m->p + (m->row ? m->row[i] : i) * m->ld * (bits ? bits : 32) / 8;
 }
 
-// VL weights from k, of which n exist, as floats without their scale
-INLINE vec weights(const int bits, const uint8_t *row, int64_t k, int64_t n) {
-    if (bits == 0) return load_n((const float *)row + k, n);
-    if (bits == 8) {
-        bvec codes = {0};
-        memcpy(&codes, row + k, n < VL ? n : VL);
-        return __builtin_convertvector(__builtin_convertvector(codes, ivec), vec);
-    }
-    uint32_t word = 0x55555555, shift = 0; // ternary: weight i in bits 2i, 2i + 1, plus one
-    memcpy(&word, row + k / 4, n < VL ? n / 4 : VL / 4);
+// VL weights from k, as floats without their scale
+INLINE vec weights(const int bits, const uint8_t *row, int64_t k) {
+    if (bits == 0) return load((const float *)row + k);
+    if (bits == 8) return __builtin_convertvector(__builtin_convertvector(*(const bvec *)(row + k), ivec), vec);
+    uint32_t word = 0; // ternary: weight i in bits 2i, 2i + 1, plus one
+    memcpy(&word, row + k / 4, VL / 4);
     ivec shifts;
-    UNROLL for (int i = 0; i < VL; i++, shift += 2) shifts[i] = (int)shift;
+    UNROLL for (int i = 0; i < VL; i++) shifts[i] = 2 * i;
     return __builtin_convertvector(((((ivec){0} + (int)word) >> shifts) & 3) - 1, vec);
+}
+
+// the last n < VL of them, then zeros; apart, because it would be inlined very often
+static __attribute__((noinline)) vec last_weights(int bits, const uint8_t *row, int64_t k, int64_t n) {
+    vec v = {0};
+    for (int64_t i = 0; i < n; i++)
+        v[i] = bits == 0   ? ((const float *)row)[k + i]
+               : bits == 8 ? ((const int8_t *)row)[k + i]
+                           : (float)((row[(k + i) / 4] >> (k + i) % 4 * 2) & 3) - 1;
+    return v;
 }
 
 static void widen(const operand *m, int64_t rows, int64_t depth, float *out) { // codes to floats
     for (int64_t i = 0; i < rows; i++, out += depth) {
         const uint8_t *row = codes_of(m, m->bits, i);
         float scale = m->scale[m->row ? m->row[i] : i];
-        for (int64_t k = 0; k < depth; k += VL)
-            store_n(out + k, scale * (m->bits == 8 ? weights(8, row, k, depth - k) : weights(2, row, k, depth - k)), depth - k);
+        int64_t k = 0;
+        for (; k + VL <= depth; k += VL) store(out + k, scale * (m->bits == 8 ? weights(8, row, k) : weights(2, row, k)));
+        if (k < depth) store_n(out + k, scale * last_weights(m->bits, row, k, depth - k), depth - k);
     }
 }
 
@@ -43,34 +50,40 @@ INLINE void emit(const result *c, float *row, int64_t i, int64_t j, float value)
 
 INLINE float *c_row(const result *c, int64_t i) { return c->p + (c->row ? c->row[i] : i) * c->ld; }
 
-// C = A B^T, both with k contiguous: VL / m dot products per row of A at once, so that VL sums end in one register
-INLINE void dots(const int m, const int bits, int64_t n, int64_t depth, const operand *a, const operand *b, const result *c) {
+// C = A B^T, both with k contiguous: VL / m rows of B at once, so that VL sums end in one register; m is
+// the number of rows rounded up, and the extra ones repeat the last
+static __attribute__((noinline)) void reduce(vec *acc) { // acc[0][i] = sum of acc[i]
+    transpose(acc);
+    UNROLL for (int half = VL / 2; half; half /= 2) UNROLL for (int q = 0; q < half; q++) acc[q] += acc[q + half];
+}
+
+INLINE void dots(const int m, const int bits, int rows, int64_t n, int64_t depth, const operand *a, const operand *b, const result *c) {
     const int wide = VL / m;
     const float *x[SMALL];
-    for (int i = 0; i < m; i++) x[i] = row_of(a, i);
+    for (int i = 0; i < m; i++) x[i] = row_of(a, i < rows ? i : rows - 1);
     for (int64_t j = 0; j < n; j += wide) {
         const uint8_t *w[VL];
         UNROLL for (int q = 0; q < wide; q++) w[q] = codes_of(b, bits, j + q < n ? j + q : n - 1);
         vec acc[VL];
         UNROLL for (int q = 0; q < VL; q++) acc[q] = (vec){0};
-        for (int64_t k = 0; k < depth; k += VL) {
+        int64_t k = 0;
+        for (; k + VL <= depth; k += VL) {
             vec xv[SMALL];
-            if (depth - k >= VL) {
-                UNROLL for (int i = 0; i < m; i++) xv[i] = load(x[i] + k);
-                UNROLL for (int q = 0; q < wide; q++) {
-                    vec wv = weights(bits, w[q], k, VL);
-                    // the same place in the next rows
-                    __builtin_prefetch(w[q] + (k + wide * b->ld) * (bits ? bits : 32) / 8);
-                    UNROLL for (int i = 0; i < m; i++) acc[q * m + i] += xv[i] * wv;
-                }
-            } else
-                UNROLL for (int q = 0; q < wide; q++) UNROLL for (int i = 0; i < m; i++)
-                    acc[q * m + i] += load_n(x[i] + k, depth - k) * weights(bits, w[q], k, depth - k);
+            UNROLL for (int i = 0; i < m; i++) xv[i] = load(x[i] + k);
+            UNROLL for (int q = 0; q < wide; q++) {
+                vec wv = weights(bits, w[q], k);
+                // the same place in the next rows
+                __builtin_prefetch(w[q] + (k + wide * b->ld) * (bits ? bits : 32) / 8);
+                UNROLL for (int i = 0; i < m; i++) acc[q * m + i] += xv[i] * wv;
+            }
         }
-        transpose(acc);
-        UNROLL for (int half = VL / 2; half; half /= 2) UNROLL for (int q = 0; q < half; q++) acc[q] += acc[q + half];
+        if (k < depth)
+            for (int q = 0; q < wide; q++)
+                for (int i = 0; i < m; i++)
+                    acc[q * m + i] += last_weights(0, (const uint8_t *)x[i], k, depth - k) * last_weights(bits, w[q], k, depth - k);
+        reduce(acc);
         for (int q = 0; q < wide && j + q < n; q++)
-            for (int i = 0; i < m; i++)
+            for (int i = 0; i < rows; i++)
                 emit(c, c_row(c, i), i, j + q, acc[0][q * m + i] * (bits ? b->scale[b->row ? b->row[j + q] : j + q] : 1.0f));
     }
 }
@@ -130,18 +143,26 @@ static int small_gemm(int64_t m, int64_t n, int64_t depth, const operand *a, con
     case 7: CALL(7); return 1; \
     case 8: CALL(8); return 1; \
     }
-#define DOTS(M) dots(M, 0, n, depth, a, b, c)
-#define DOTS_8(M) dots(M, 8, n, depth, a, b, c)
-#define DOTS_2(M) dots(M, 2, n, depth, a, b, c)
+#define SOME_SIZES(SIZE, CALL) \
+    switch (SIZE) { \
+    case 1: CALL(1); return 1; \
+    case 2: CALL(2); return 1; \
+    case 3: case 4: CALL(4); return 1; \
+    case 5: case 6: case 7: case 8: CALL(8); return 1; \
+    }
+#define DOTS(M) dots(M, 0, (int)m, n, depth, a, b, c)
+#define DOTS_8(M) dots(M, 8, (int)m, n, depth, a, b, c)
+#define DOTS_2(M) dots(M, 2, (int)m, n, depth, a, b, c)
 #define AXPYS(M) axpys(M, n, depth, a, b, c)
 #define OUTER(D) outer(D, m, n, a, b, c, can_stream(c, n))
     if (a->k_major && b->k_major && !c->scale) EVERY_SIZE(depth, OUTER)
     else if (!a->k_major && b->k_major && !c->scale) EVERY_SIZE(m, AXPYS)
-    else if (b->bits == 8) EVERY_SIZE(m, DOTS_8)
-    else if (b->bits == 2) EVERY_SIZE(m, DOTS_2)
-    else if (!a->k_major && !b->k_major) EVERY_SIZE(m, DOTS)
+    else if (b->bits == 8) SOME_SIZES(m, DOTS_8)
+    else if (b->bits == 2) SOME_SIZES(m, DOTS_2)
+    else if (!a->k_major && !b->k_major) SOME_SIZES(m, DOTS)
     return 0;
 #undef EVERY_SIZE
+#undef SOME_SIZES
 #undef DOTS
 #undef DOTS_8
 #undef DOTS_2
