@@ -25,8 +25,6 @@ SMALL = (
     "data.context=16", "data.horizon=4", "train.batch_size=2", "train.eval_batch_size=8", "device=cpu",
 )  # fmt: skip
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # Lightning's, in this process
-
 
 class Done(NamedTuple):
     code: Any

@@ -11,8 +11,6 @@ from zoo import cli, config, hub, registry, resources
 from zoo.spec import DatasetSpec
 from zoo.train.recipe import read_recipe
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # Lightning's, in this process
-
 
 @pytest.mark.parametrize("recipe", config.recipes())
 def test_recipe(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

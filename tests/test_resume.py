@@ -153,7 +153,6 @@ def test_a_spoilt_checkpoint_is_passed_over(
     assert newest_checkpoint(folder / "checkpoints") is None
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # Lightning's, in this process
 def test_a_finished_run(start: Any, uninterrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = shutil.copytree(uninterrupted, tmp_path / "run")
     run.train(recipe(), folder, quiet=True)

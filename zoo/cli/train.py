@@ -29,10 +29,11 @@ def train_command(
         typer.echo(OmegaConf.to_yaml(OmegaConf.create(tree)), nl=False)
         return
     from zoo.cli.summary import after_training
-    from zoo.train.run import resume_tree, run_folder, train
+    from zoo.train.run import rank, resume_tree, run_folder, train
 
     folder = run_folder(tree["out"], run_name(recipe), tree["resume"])
     if tree["resume"]:
         tree = resume_tree(folder, overrides or [])
     train(tree, folder, fast_dev_run=fast_dev_run)
-    after_training(folder)
+    if rank() == 0:
+        after_training(folder)

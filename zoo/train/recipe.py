@@ -56,8 +56,8 @@ class Training:
 
 @dataclass
 class Recipe:
-    """A recipe. ``init`` names trained weights to start from (a tag or a folder); ``resume`` is ``last`` or a run folder;
-    ``out`` is where run folders go."""
+    """A recipe. ``init`` names trained weights to start from (a tag or a folder); ``resume`` is ``last`` or a run
+    folder; ``out`` is where run folders go."""
 
     model: Any = zc.part("model")
     task: Any = zc.part("task")

@@ -23,6 +23,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
 
@@ -38,6 +39,7 @@ from zoo.train.module import Module
 from zoo.train.recipe import Recipe
 from zoo.train.task import Data, Task
 
+RUN = "ZOO_RUN"
 PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 PACKAGES = ("moe-zoo", "torch", "triton", "lightning", "transformers", "omegaconf", "numpy", "safetensors")
 
@@ -75,13 +77,14 @@ def train(tree: zc.Tree, folder: Path, *, fast_dev_run: bool = False, quiet: boo
         write_folder(tree, folder)
         fit(data.split("train"), data.split("val"))
     else:
-        _fit(recipe, tree, folder, model, task, data, fast_dev_run, quiet)
-    hub.save(folder / "model", model, task=recipe.task, preprocessing=data.preprocessing)
+        _fit(recipe, tree, folder, model, task, data, quiet)
+    if rank() == 0:
+        hub.save(folder / "model", model, task=recipe.task, preprocessing=data.preprocessing)
     return folder
 
 
 def _fit(
-    recipe: Recipe, tree: zc.Tree, folder: Path, model: torch.nn.Module, task: Task, data: Data, dev: bool, quiet: bool
+    recipe: Recipe, tree: zc.Tree, folder: Path, model: torch.nn.Module, task: Task, data: Data, quiet: bool
 ) -> None:
     t = recipe.train
     module = Module(model, task, recipe.optim, t.steps, tree)
@@ -129,7 +132,9 @@ def _fit(
         raise ZooError(
             f"device={recipe.device}, devices={t.devices} and strategy={t.strategy} do not work here: {reason}"
         ) from error
-    write_folder(tree, folder)
+    if rank() == 0:
+        write_folder(tree, folder)
+    os.environ[RUN] = str(folder)  # the processes that a strategy starts are to find it
     module.train()
     try:
         trainer.fit(module, datamodule=DataModule(data, t, recipe.seed), ckpt_path=newest, weights_only=True)
@@ -146,11 +151,23 @@ def _fit(
     model.eval()
 
 
+def rank() -> int:
+    """Which process of a distributed run this is; 0 when it is the only one."""
+    return int(rank_zero_only.rank or 0)
+
+
 def run_folder(out: str, name: str, resume: str | None) -> Path:
     """The folder of a run: a new one (``<out>/<name>``, ``<out>/<name>-2``, ...), or the one to resume.
 
+    The further processes of a distributed run take the folder that the first one put into the environment; one that
+    is launched from outside (torchrun) finds it there too, as all of them start at once.
+
     Raises `ZooError` when there is nothing to resume, or when the folder is no run.
     """
+    if "LOCAL_RANK" in os.environ:
+        if RUN not in os.environ:
+            raise ZooError(f"processes launched together must share a run folder; set {RUN}=FOLDER for all of them")
+        return Path(os.environ[RUN])
     base = Path(out) / name
     if resume is None:
         numbers = [n for n in _numbered(base)]
