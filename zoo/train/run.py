@@ -12,7 +12,6 @@ import logging
 import os
 import platform
 import sys
-import tempfile
 import warnings
 from collections.abc import Sequence
 from importlib import metadata
@@ -218,9 +217,9 @@ def write_folder(tree: zc.Tree, folder: Path) -> None:
 
 
 def _replace(path: Path, text: str) -> None:
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        file.write(text)
-    os.replace(file.name, path)
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(text)
+    os.replace(new, path)
 
 
 def _version(package: str) -> str | None:
