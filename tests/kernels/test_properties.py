@@ -6,6 +6,7 @@ Legend: T tokens, K slots, E experts, D model.
 from __future__ import annotations
 
 import tempfile
+from pathlib import Path
 
 import torch
 from hypothesis import configuration, given, settings
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from zoo_kernels import ops, reference
 
 # its own folder in the repository would make pytest's collection warn, and warnings are errors
-configuration.set_hypothesis_home_dir(tempfile.mkdtemp())
+configuration.set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "moe-zoo-hypothesis")
 seeds = st.integers(0, 2**31)
 quick = settings(max_examples=40, deadline=None, database=None)
 

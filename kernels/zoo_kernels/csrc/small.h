@@ -15,7 +15,11 @@ INLINE const uint8_t *codes_of(const operand *m, const int bits, int64_t i) {
 // VL weights from k, as floats without their scale
 INLINE vec weights(const int bits, const uint8_t *row, int64_t k) {
     if (bits == 0) return load((const float *)row + k);
+#ifdef __AVX512F__ // gcc 12 makes scalar code of the generic conversion
+    if (bits == 8) return (vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(row + k))));
+#else
     if (bits == 8) return __builtin_convertvector(__builtin_convertvector(*(const bvec *)(row + k), ivec), vec);
+#endif
     uint32_t word = 0; // ternary: weight i in bits 2i, 2i + 1, plus one
     memcpy(&word, row + k / 4, VL / 4);
     ivec shifts;
