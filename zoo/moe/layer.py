@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from zoo import config as zc
-from zoo.moe.types import RouteContext, RouterOutput
+from zoo.moe.types import RouteContext, RouterOutput, Tags
 from zoo.spec import ZooError
 from zoo_kernels import ops
 
@@ -53,7 +53,7 @@ class MoE(nn.Module):
         """Decide for every unit of ``x`` (B, L, D): every token, unless the config says otherwise."""
         seen_TD, valid_T, ctx = self.unit.see(x, ctx)
         out: RouterOutput = self.router(seen_TD, valid_T, replace(ctx, experts=self.experts), state)
-        return out
+        return out._replace(tags=Tags(*(getattr(ctx, name) for name in Tags._fields)))
 
     def apply_experts(self, x: Tensor, out: RouterOutput, valid: Tensor | None = None) -> Tensor:
         """What the chosen experts make of ``x`` (B, L, D), the shared ones included.
@@ -61,9 +61,10 @@ class MoE(nn.Module):
         Args:
             valid: False on padding, (B, L), which experts that mix the tokens of a unit must not see.
         """
-        if getattr(self.experts, "whole_units", False):
+        if self.experts.whole_units:
             plan = ops.plan(out.index_TK, self.num_experts, out.used_TK)
-            y_TWD = self.experts(self.unit.split(x, valid), out.weight_TK, plan)
+            inside_TW1 = self.unit.split(x.new_ones(*x.shape[:-1], 1), valid)
+            y_TWD = self.experts(self.unit.split(x, valid), out.weight_TK, plan, inside_TW1[..., 0] > 0)
             y: Tensor = self.unit.join(y_TWD, x)
         else:
             index_TK, weight_TK, used_TK = (
@@ -76,9 +77,9 @@ class MoE(nn.Module):
         if self.shared is None:
             return y
         if out.shared_weight is None:
-            return y + self.shared(x)
+            return self.shared(x, y)
         shared_TS = self.unit.spread(out.shared_weight, x).to(x.dtype)
-        return y + self.shared(x, shared_TS.view(*x.shape[:-1], shared_TS.shape[-1]))
+        return self.shared(x, y, shared_TS.view(*x.shape[:-1], shared_TS.shape[-1]))
 
     def forward(self, x: Tensor, ctx: RouteContext, state: Any = None) -> tuple[Tensor, RouterOutput]:
         out = self.route(x, ctx, state)
@@ -86,5 +87,5 @@ class MoE(nn.Module):
 
     def inactive_parameters(self) -> int:
         """Parameters that a token does not pass: the experts beyond those that it uses on average."""
-        bank = sum(p.numel() for p in self.experts.parameters())
-        return round(bank * (1 - self.router.mean_slots / self.num_experts))
+        total = sum(p.numel() for p in self.experts.parameters())
+        return round(total - self.experts.active_parameters(self.router.mean_slots))

@@ -24,6 +24,7 @@ class RouteContext:
         step: optimiser steps done while training; None for a finished model, where every schedule is at its end.
         valid: False on padding, which is neither routed, nor counted, nor takes capacity.
         seq_id: which sequence a token belongs to; the layer fills in the row of the batch.
+        importance: how much a token counts in balance losses that say so; 1 for all when it is left out.
         cond: what conditions the routing (noise level, text, task), (..., C); may be one a sequence, as may the rest.
         balancers: whose bias acts on the selection.
         common: the module that the routers of all layers share, owned by the stack (see `Router.common`).
@@ -40,6 +41,7 @@ class RouteContext:
     modality: Tensor | None = None
     domain: Tensor | None = None
     label: Tensor | None = None
+    importance: Tensor | None = None
     cond: Tensor | None = None
     balancers: Balancers | None = None
     common: nn.Module | None = None
@@ -60,13 +62,24 @@ class RouteContext:
         return replace(self, layer=layer)
 
 
+class Tags(NamedTuple):
+    """What balancers know of the T decisions of a layer, as the context had it; and the step."""
+
+    step: int | None = None
+    seq_id: Tensor | None = None
+    modality: Tensor | None = None
+    domain: Tensor | None = None
+    label: Tensor | None = None
+    importance: Tensor | None = None
+
+
 class RouterOutput(NamedTuple):
     """One decision of one MoE layer.
 
     ``select`` decides which experts, ``weight`` decides how much; -inf in ``select`` forbids. An unused slot has weight
     0, ``used`` False and any valid index. A chosen null or zero expert is used, and counts as load. With a unit of more
     than one token, T counts units. ``shared_weight`` (T, S) weighs S shared experts; ``state`` goes to the next layer;
-    ``loss`` is the sum of what the router's own parts want added.
+    ``loss`` is the sum of what the router's own parts want added; ``tags`` are filled in by the layer.
     """
 
     logits_TE: Tensor
@@ -79,6 +92,7 @@ class RouterOutput(NamedTuple):
     shared_weight: Tensor | None = None
     state: Any = None
     loss: Tensor | None = None
+    tags: Tags | None = None
 
     @property
     def num_experts(self) -> int:

@@ -19,7 +19,7 @@ from zoo.config import at_least
 from zoo.moe.types import RouteContext
 from zoo.spec import ZooError
 
-FIELDS = ("token_ids", "seq_id", "position", "modality", "domain", "label", "cond")
+FIELDS = ("token_ids", "seq_id", "position", "modality", "domain", "label", "importance", "cond")
 
 
 class TokenUnit(nn.Module):
@@ -100,11 +100,12 @@ class SegmentUnit(TokenUnit):
         return self._cut(x if valid is None else x * valid[..., None], x)
 
     def join(self, y_TWD: Tensor, x: Tensor) -> Tensor:
-        return y_TWD.reshape(x.shape[0], -1, x.shape[-1])[:, : x.shape[1]]
+        segments = -(-x.shape[1] // y_TWD.shape[1])
+        return y_TWD.reshape(x.shape[0], segments * y_TWD.shape[1], y_TWD.shape[-1])[:, : x.shape[1]]
 
     def spread(self, value_TK: Tensor, x: Tensor) -> Tensor:
         wide_TWK = value_TK[:, None].expand(-1, self.length(x), -1)
-        return wide_TWK.reshape(x.shape[0], -1, value_TK.shape[-1])[:, : x.shape[1]].flatten(0, 1)
+        return self.join(wide_TWK, x).flatten(0, 1)
 
     def _cut(self, value: Tensor, x: Tensor) -> Tensor:
         """(B, L, ...) to (T, W, ...), padded at the end of every sequence."""

@@ -3,22 +3,20 @@
 ``loss`` is a function of the routing that a forward pass returned; the trainer adds it. ``observe`` is called once a
 micro-batch and ``step`` once an optimiser step, outside of anything that activation checkpointing runs twice.
 
-Shapes: T tokens, K slots, E experts, N MoE layers.
+Shapes: T tokens, E experts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from zoo import config as zc
-from zoo.moe.types import RouteContext, Routing
+from zoo.moe.types import RouteContext, RouterOutput, Routing
 from zoo.spec import ZooError
 
 
@@ -103,73 +101,27 @@ class Balancers(nn.Module):
             balancer.step()
 
 
-class Switch(Balancer):
-    """``coef * E * sum_e f_e P_e``: f_e share of assignments, P_e mean gate probability (arXiv:2101.03961, eq. 4).
-
-    ``scope`` says over what f and P are taken: each layer's micro-batch (the losses of the layers are added); each
-    layer's global batch, f summed over processes and over the micro-batches of the step so far (arXiv:2501.11873,
-    eq. 4); or all layers together as one long batch (Time-MoE, and transformers' Mixtral). ``norm=tokens`` counts
-    assignments per token, so that the value at balance is k; ``norm=slots`` makes it 1.
-    """
-
-    @dataclass
-    class Config:
-        coef: float = 0.01
-        scope: Literal["micro_batch", "global_batch", "all_layers"] = "micro_batch"
-        norm: Literal["slots", "tokens"] = "slots"
-
-    def __init__(self, config: Config, num_layers: int, num_experts: int) -> None:
-        super().__init__(config, num_layers, num_experts)
-        self.register_buffer("seen_NE1", torch.zeros(num_layers, num_experts + 1), persistent=False)
-
-    def loss(self, routing: Routing) -> Tensor:
-        seen_NE1 = _assignments(routing)
-        tokens_N1 = seen_NE1[:, -1:].clamp(min=1)
-        prob_NE = torch.stack([_valid_sum(_distribution(out.scores_TE), out.valid_T) for out in routing])
-        if self.config.scope == "all_layers":
-            share_NE = seen_NE1[:, :-1].sum(0, keepdim=True) / tokens_N1.sum()
-            prob_NE = prob_NE.sum(0, keepdim=True) / tokens_N1.sum()
-        else:
-            if self.config.scope == "global_batch":
-                seen_NE1 = seen_NE1 + self.seen_NE1
-                if dist.is_available() and dist.is_initialized():
-                    dist.all_reduce(seen_NE1)
-            share_NE = seen_NE1[:, :-1] / seen_NE1[:, -1:].clamp(min=1)
-            prob_NE = prob_NE / tokens_N1
-        slots = routing[0].index_TK.shape[-1] if self.config.norm == "slots" else 1
-        return self.config.coef * prob_NE.shape[-1] / slots * (share_NE * prob_NE).sum()
-
-    def observe(self, routing: Routing) -> None:
-        if self.config.scope == "global_batch":
-            self.seen_NE1 += _assignments(routing)
-
-    def step(self) -> None:
-        self.seen_NE1.zero_()
+def progress(routing: Routing, steps: int) -> float:
+    """How much of a schedule of so many steps is done, 0 to 1, as the routing's own step says."""
+    step = routing[0].tags.step if routing and routing[0].tags is not None else None
+    return 1.0 if step is None or step >= steps else step / steps
 
 
-class ZLoss(Balancer):
-    """``coef * mean_t logsumexp_e(logits)^2``, added over layers (ST-MoE, arXiv:2202.08906, eq. 5)."""
-
-    @dataclass
-    class Config:
-        coef: float = 0.001
-
-    def loss(self, routing: Routing) -> Tensor:
-        sums = [_valid_sum(out.logits_TE.logsumexp(-1).square(), out.valid_T) for out in routing]
-        return self.config.coef * sum(s / out.valid_T.sum().clamp(min=1) for s, out in zip(sums, routing, strict=True))
+def distribution(out: RouterOutput) -> Tensor:
+    """(T, E): the scores as a distribution over experts; softmax scores are one already, sigmoid scores are
+    normalised. Zero where a token is not valid."""
+    share_TE = out.scores_TE / (out.scores_TE.sum(-1, keepdim=True) + 1e-20)
+    return torch.where(out.valid_T[:, None], share_TE, 0.0)
 
 
-def _assignments(routing: Routing) -> Tensor:
-    """(N, E + 1): assignments per expert and, last, valid tokens, of each layer."""
-    return torch.stack([torch.cat([out.counts_E(), out.valid_T.sum()[None]]) for out in routing]).float()
+def valid_mean(values_T: Tensor, valid_T: Tensor) -> Tensor:
+    """Mean over the valid tokens, by masking: no shape depends on the data."""
+    return torch.where(valid_T, values_T, 0.0).sum() / valid_T.sum().clamp(min=1)
 
 
-def _distribution(scores_TE: Tensor) -> Tensor:
-    """Scores as a distribution over experts: softmax scores are one already, sigmoid scores are normalised."""
-    return scores_TE / (scores_TE.sum(-1, keepdim=True) + 1e-20)
-
-
-def _valid_sum(values_T: Tensor, valid_T: Tensor) -> Tensor:
-    """Sum over the valid tokens, by masking: no shape depends on the data."""
-    mask = valid_T.reshape(-1, *[1] * (values_T.dim() - 1))
-    return torch.where(mask, values_T, 0.0).sum(0)
+def tag(routing: Routing, name: str, why: str) -> list[Tensor]:
+    """What the routing of each layer knows of its tokens. Raises `ZooError` when the model does not tell."""
+    values = [getattr(out.tags, name) if out.tags is not None else None for out in routing]
+    if any(value is None for value in values):
+        raise ZooError(f"{why} needs ctx.{name}, which this model does not give")
+    return values
