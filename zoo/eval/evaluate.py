@@ -49,12 +49,14 @@ def evaluate(
     batch_size: int = 256,
     limit: int | None = None,
     data: Data | None = None,
+    rivals: bool = True,
     quiet: bool = False,
 ) -> Report:
     """Score a model on a split of a data set.
 
     Args:
         data_config: resolved ``data`` section of a recipe; ``data`` is the set itself where it is already built.
+        rivals: score the task's rivals too.
         limit: score this many items, spread over the split, instead of all. The report says how many there were.
     """
     if data is None:
@@ -67,7 +69,7 @@ def evaluate(
             raise ZooError(f"limit={limit} must be at least 1 item")
         dataset = torch.utils.data.Subset(dataset, spread(len(dataset), limit))
     task, device = predictor.task, predictor.model.device
-    models = {"": predictor.model, **task.rivals(data.preprocessing)}
+    models = {"": predictor.model, **(task.rivals(data.preprocessing) if rivals else {})}
     metrics = {name: task.metrics().to(device) for name in models}
     load, start = ExpertLoad(), time.perf_counter()
     loader = DataLoader(dataset, batch_size=batch_size, collate_fn=getattr(data, "collate", None))
