@@ -350,7 +350,7 @@ def test_bip_is_near_the_optimum_and_balanced_at_once(skew: float, close: float)
 
 
 def test_bip_prices_move_once_a_step_and_stay_in_evaluation() -> None:
-    each = balancers("bip", k=1)
+    each = balancers("bip", k=1, sweeps=1)
     out = decision(torch.randn(40, E) + torch.tensor([2.0, 0, 0, 0]), k=1)
     scores_TE = out.scores_TE
     training = each.bias(0, scores_TE, out.valid_T)
