@@ -22,5 +22,7 @@ def test_recipe(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         pytest.skip(f"needs {absent[0]} under ZOO_DATA")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["zoo", "train", recipe, "--fast-dev-run", "device=cpu"])
-    cli.main()
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code
     assert hub.load(tmp_path / "runs" / recipe).model.zoo_name == read_recipe(recipe)["model"]["name"]

@@ -70,12 +70,18 @@ class Last(Checkpoint):
             trainer.save_checkpoint(self.path)
 
 
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's content; tensors are read from disk when they are used."""
+    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return content
+
+
 def newest_checkpoint(folder: Path) -> tuple[int, Path] | None:
     """Steps and path of the furthest checkpoint that can be read; one that cannot is named and passed over."""
     found: list[tuple[int, Path]] = []
     for path in sorted(folder.glob("*.ckpt")) if folder.is_dir() else []:
         try:
-            found.append((torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"], path))
+            found.append((read_checkpoint(path)["global_step"], path))
         except (RuntimeError, OSError, EOFError, KeyError, UnpicklingError) as error:
             reason = str(error).strip().partition("\n")[0]
             print(f"checkpoint {path} cannot be read and is passed over: {reason}", file=sys.stderr)

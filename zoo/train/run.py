@@ -31,7 +31,7 @@ from zoo import hub
 from zoo.hub.model import on_device
 from zoo.spec import ZooError
 from zoo.train.callbacks import ExpertLoadLogger, RandomStates
-from zoo.train.checkpoints import AtomicIO, Best, Last, newest_checkpoint
+from zoo.train.checkpoints import AtomicIO, Best, Last, newest_checkpoint, read_checkpoint
 from zoo.train.data import DataModule
 from zoo.train.git import git_commit
 from zoo.train.module import Module
@@ -110,7 +110,8 @@ def _fit(
         precision=PRECISION[recipe.precision],
         deterministic=recipe.deterministic,
         max_steps=t.steps,
-        max_epochs=1,
+        # Steps decide; a run is one epoch of them, and one that was finished and goes on is in its next.
+        max_epochs=1 if newest is None else read_checkpoint(newest)["epoch"] + 2,
         accumulate_grad_batches=t.accumulate,
         gradient_clip_val=recipe.optim.clip,
         val_check_interval=min(t.val_every, t.steps) * t.accumulate,
