@@ -21,7 +21,7 @@ import torch
 
 from zoo import resources
 
-torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+THREADS = int(os.environ["OMP_NUM_THREADS"])
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -46,7 +46,8 @@ def _no_network() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _seeds() -> None:
+def _fixed_start() -> None:
+    torch.set_num_threads(THREADS)
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)

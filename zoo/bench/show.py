@@ -10,27 +10,24 @@ from zoo import report
 
 
 def show(document: dict[str, Any], peer: str) -> None:
-    """One table a shape; milliseconds are medians with the quartiles behind them."""
+    """A table a pass; milliseconds are medians, with half the distance between the quartiles behind them."""
     saved, minimum = document.get("saved_bytes", {}), document.get("minimum_bytes")
-    rows = []
-    for row in document["results"]:
-        name = row["contender"]
-        if "limit_ms" in row:
-            limits = [f"{row['limit_ms'][clock]:.1f}" for clock in ("wall_ms", "cpu_ms")]
-            rows.append([row["pass"], name, *limits, "", "", "", ""])
-            continue
-        kept = saved.get(name) if row["pass"] != "forward" else None
-        share = row.get("limit_share")
-        rows.append(
-            [
-                row["pass"], name, *(_spread(row[clock]) for clock in ("wall_ms", "cpu_ms")),
-                f"{row['speedup']['wall_ms']:.2f}x", f"{row['speedup']['cpu_ms']:.2f}x",
-                f"{share['wall_ms']:.0%}" if share else "", f"{kept / 1e6:.1f}" if kept is not None else "",
-            ]
-        )  # fmt: skip
     shape = ", ".join(f"{key} {value}" for key, value in document["shape"].items())
-    columns = ["pass", "contender", "wall ms", "CPU ms", f"vs {peer}", "by CPU", "of GEMM limit", "saved MB"]
-    report.table(f"{document['name']}: {shape}", columns, rows)
+    columns = ["contender", "wall ms", "CPU ms", f"vs {peer}", "by CPU", "of GEMM limit", "saved MB"]
+    for kind in dict.fromkeys(row["pass"] for row in document["results"]):
+        rows = []
+        for row in (row for row in document["results"] if row["pass"] == kind):
+            name = row["contender"]
+            if "limit_ms" in row:
+                limits = [f"{row['limit_ms'][clock]:.1f}" for clock in ("wall_ms", "cpu_ms")]
+                rows.append([name, *limits, "", "", "", ""])
+                continue
+            kept, share = saved.get(name) if kind != "forward" else None, row.get("limit_share")
+            times = [_spread(row[clock]) for clock in ("wall_ms", "cpu_ms")]
+            ratios = [f"{row['speedup'][clock]:.2f}x" for clock in ("wall_ms", "cpu_ms")]
+            limit, bytes_kept = f"{share['wall_ms']:.0%}" if share else "", f"{kept / 1e6:.1f}" if kept else ""
+            rows.append([name, *times, *ratios, limit, bytes_kept])
+        report.table(f"{document['name']}: {shape}; {kind}", columns, rows)
     out = report.console()
     if minimum:
         out.print(f"least that must be saved: {minimum / 1e6:.1f} MB")
@@ -47,7 +44,7 @@ def contention_line(seen: dict[str, Any]) -> str:
 
 
 def _spread(values: dict[str, float]) -> str:
-    return f"{values['median']:.1f} [{values['q1']:.1f}, {values['q3']:.1f}]"
+    return f"{values['median']:.1f} ± {(values['q3'] - values['q1']) / 2:.1f}"
 
 
 def plot(documents: Sequence[dict[str, Any]], path: Path) -> list[Path]:
