@@ -87,8 +87,8 @@ class Balancers(nn.Module):
             losses["router"] = torch.stack(own).sum()
         if torch.is_grad_enabled() and any(not loss.requires_grad for loss in losses.values()):
             raise ZooError(
-                "a balance loss has no gradient: routing ran without one. Freeze-free training with reentrant "
-                "activation checkpointing does that; use checkpoint(..., use_reentrant=False)"
+                "a balance loss has no gradient: routing ran without one, as it does under reentrant activation "
+                "checkpointing; use checkpoint(..., use_reentrant=False)"
             )
         return losses
 
