@@ -121,7 +121,7 @@ def _fit(
         use_distributed_sampler=False,
         enable_model_summary=False,
         enable_progress_bar=not quiet,
-        logger=_logger(t.logger, folder),
+        logger=_loggers(t.logger, folder),
         callbacks=callbacks,
         plugins=AtomicIO(),
     )
@@ -230,14 +230,17 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _logger(kind: str, folder: Path) -> Logger:
+def _loggers(kind: str, folder: Path) -> list[Logger]:
+    """CSV always, as the summary of the run is made from it, and TensorBoard where it is asked for."""
     # Each start of a run logs into a version folder of its own: Lightning's CSV logger would delete an older file.
-    if kind == "csv":
-        return CSVLogger(folder, name="logs")
-    try:
-        return TensorBoardLogger(folder, name="logs")
-    except ModuleNotFoundError as error:
-        raise ZooError("train.logger=tensorboard needs tensorboard; run: pip install 'moe-zoo[tensorboard]'") from error
+    loggers: list[Logger] = [CSVLogger(folder, name="logs")]
+    if kind == "tensorboard":
+        try:
+            loggers.append(TensorBoardLogger(folder, name="tensorboard"))
+        except ModuleNotFoundError as error:
+            remedy = "run: pip install 'moe-zoo[tensorboard]'"
+            raise ZooError(f"train.logger=tensorboard needs tensorboard; {remedy}") from error
+    return loggers
 
 
 def log_files(folder: Path) -> list[Path]:
