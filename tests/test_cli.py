@@ -237,7 +237,8 @@ def test_a_reader_that_goes_away(tmp_path: Path) -> None:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
-    errors = process.stderr.read().decode()
+    with process.stderr:
+        errors = process.stderr.read().decode()
     assert process.wait(60) in (0, 1) and "Traceback" not in errors, errors
 
 

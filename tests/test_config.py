@@ -74,7 +74,7 @@ def test_defaults_are_filled_and_resolving_again_changes_nothing() -> None:
         ({"router": "topq"}, "config key 'router': unknown router 'topq'; did you mean topk?"),
         ({"router": {"kk": 1}}, "unknown config key 'router.kk'; "),
         ({"router": 3}, "config key 'router' must name a router, for example router.name="),
-        ({"shared": {"gate": "none"}}, "config key 'shared' must name a shared, for example shared.name=swiglu"),
+        ({"shared": {"gate": "none"}}, "config key 'shared' must name a shared, for example shared.name="),
         ({"balance": {"swich": {}}}, "config key 'balance.swich': unknown balancer 'swich'; did you mean switch?"),
         ({"balance": {"switch": 0.1}}, "config key 'balance.switch' is a section; set its keys, not 0.1"),
         ({"balance": ["switch"]}, "config key 'balance' must map names of parts to their settings"),

@@ -18,7 +18,7 @@ from zoo.train import run
 from zoo.train.checkpoints import newest_checkpoint
 from zoo.train.recipe import resolve_recipe
 
-STEPS = 24
+STEPS = 100  # long enough to be killed five times on a fast machine
 MODEL = {
     "name": "time_series/time_moe_tiny",
     "stack": {
@@ -117,7 +117,7 @@ def test_killed_five_times(start: Any, uninterrupted: Path, tmp_path: Path) -> N
         else:  # at any moment after it has got somewhere new
             before = last.stat().st_mtime_ns if last.exists() else 0
             wait_for(lambda t=before: last.exists() and last.stat().st_mtime_ns > t, process)
-            time.sleep(moments.uniform(0, 0.15))
+            time.sleep(moments.uniform(0, 0.1))
         process.kill()
         process.join()
         killed += process.exitcode == -9
