@@ -27,7 +27,8 @@ demo: $(INSTALLED)  ## train a small Time-MoE on real series, then evaluate it
 	@rm -rf runs/demo
 	$(BIN)/zoo train time_series/time_moe_tiny --out runs/demo
 	$(BIN)/zoo eval runs/demo/time_series/time_moe_tiny
-	@echo "  zoo train time_series/time_moe_tiny data=csv data.path=FILE\n  zoo list        (run . $(VENV)/bin/activate first)"
+	@echo "  zoo train time_series/time_moe_tiny data=csv data.path=FILE"
+	@echo "  zoo list        (first: . $(VENV)/bin/activate)"
 
 test: lint  ## linters, then the tests
 	$(BIN)/python -m pytest
