@@ -11,6 +11,7 @@ environment.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -257,14 +258,23 @@ def _leaf(name: str, hint: Any, value: Any, path: str) -> Any:
         raise ZooError(f"config key '{path}' has no default; set it: {path}=...")
     if isinstance(value, tuple):
         value = list(value)
-    one = dataclasses.make_dataclass("Leaf", [(name, hint)])
+    plain = value is None or isinstance(value, str | int | float)
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(one), {name: value})
-        return OmegaConf.to_container(merged, resolve=False)[name]  # type: ignore[call-overload,index]
+        return _scalar(name, hint, value) if plain else _convert(name, hint, value)
     except OmegaConfBaseException as error:
         wanted = getattr(hint, "__name__", None) or str(hint).replace("typing.", "")
         wanted = wanted if typing.get_origin(hint) is None else str(hint).replace("typing.", "")
         raise ZooError(f"config key '{path}': {value!r} is not a {wanted} ({_first_line(error)})") from error
+
+
+def _convert(name: str, hint: Any, value: Any) -> Any:
+    one = dataclasses.make_dataclass("Leaf", [(name, hint)])
+    merged = OmegaConf.merge(OmegaConf.structured(one), {name: value})
+    return OmegaConf.to_container(merged, resolve=False)[name]  # type: ignore[call-overload,index]
+
+
+# The layers of a deep model ask for the same few values again and again; typed, since 1 is no 1.0 and no True.
+_scalar = functools.lru_cache(maxsize=4096, typed=True)(_convert)
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

@@ -42,7 +42,6 @@ def info_command(
         "parameters": size.parameters,
         "active_parameters": size.active,
         "flops_per_token": size.flops,
-        "tokens_measured": size.tokens,
         "bytes_fp32": size.bytes_fp32,
         "bytes_bf16": size.bytes_bf16,
         "parts": parameters_by_part(model),
@@ -63,10 +62,7 @@ def _print(document: dict[str, Any]) -> None:
     rows = [
         ("parameters", f"{document['parameters']:,}"),
         ("active per token", f"{document['active_parameters']:,}"),
-        (
-            "FLOPs per token, forward",
-            f"{number(document['flops_per_token'])} (over {document['tokens_measured']} tokens)",
-        ),
+        ("FLOPs per token, forward", f"{number(float(document['flops_per_token']))} and attention over the context"),
         ("memory of the weights", f"{_size(document['bytes_fp32'])} in fp32, {_size(document['bytes_bf16'])} in bf16"),
         *((f"  {part}", f"{count:,}") for part, count in document["parts"].items()),
     ]

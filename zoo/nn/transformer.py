@@ -126,7 +126,10 @@ class Transformer(nn.Module):
 
 
 def initialise(module: nn.Module, std: float) -> None:
-    """Normal weights, zero biases; a mixture layer initialises its own router and experts."""
+    """Normal weights, zero biases; a mixture layer initialises its own router and experts.
+    Nothing happens on the meta device, where torch would import its compiler for it."""
+    if next(module.parameters()).is_meta:
+        return
     for child in module.modules():
         if isinstance(child, nn.Linear):
             nn.init.normal_(child.weight, std=std)
