@@ -51,8 +51,6 @@ def main() -> None:
         app(args=arguments, prog_name="zoo")
     except ZooError as error:
         _stop(f"error: {error}", 2, debug, error)
-    except KeyboardInterrupt as error:
-        _stop("interrupted", 130, debug, error)
     except BrokenPipeError:
         # The reader has gone (``zoo list | head``): what is left to print has no one to read it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -166,7 +166,7 @@ def on_device(device: str | torch.device | None) -> Any:
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:  # NotImplementedError is a RuntimeError
+    except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
         raise ZooError(f"device '{device}' cannot be used here: {reason}; use device=cpu") from error
     return chosen

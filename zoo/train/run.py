@@ -138,13 +138,16 @@ def _fit(
     module.train()
     try:
         trainer.fit(module, datamodule=DataModule(data, t, recipe.seed), ckpt_path=newest, weights_only=True)
+    except SystemExit:
+        if not trainer.interrupted:
+            raise
+        print(f"interrupted; go on from the last checkpoint with resume={folder}", file=sys.stderr)
+        raise SystemExit(130) from None
     except OSError as error:
         raise ZooError(
             f"writing to {folder} failed ({error.strerror or error}); free some space there, then go on with "
             f"resume={folder}"
         ) from error
-    if trainer.interrupted:
-        raise KeyboardInterrupt
     if best.best_model_path:
         state = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
         model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
