@@ -46,6 +46,28 @@ MODELS: dict[str, dict[str, Any]] = {
     "ernie4_5_moe": SPARSE | dict(moe_num_experts=5, moe_k=2, moe_num_shared_experts=1),
     "hunyuan_v1_moe": dict(num_experts=5, moe_topk=2),
     "minimax_m2": dict(num_local_experts=5, num_experts_per_tok=2),
+    "gemma4_text": dict(
+        num_experts=5,
+        top_k_experts=2,
+        moe_intermediate_size=12,
+        enable_moe_block=True,
+        hidden_size_per_layer_input=0,
+        layer_types=["sliding_attention", "full_attention"],
+    ),
+    "nemotron_h": SPARSE
+    | dict(
+        n_routed_experts=8,
+        n_shared_experts=1,
+        moe_shared_expert_intermediate_size=12,
+        use_mamba_kernels=False,
+        layers_block_type=["mamba", "moe", "attention", "moe"],
+        num_hidden_layers=4,
+        mamba_num_heads=4,
+        mamba_head_dim=8,
+        n_groups=1,
+        ssm_state_size=8,
+        chunk_size=8,
+    ),
 }
 
 
@@ -119,11 +141,8 @@ def decorated() -> dict[str, str]:
 
 FAMILIES = decorated()
 REFUSED = {
-    "DiffusionGemmaTextExperts": "GELUTanh",
-    "Gemma4TextExperts": "GELUTanh",
     "Inkling2Experts": "_apply_gate",
     "MuseSparkExperts": "has_post_expert_norm",
-    "NemotronHExperts": "ReLUSquaredActivation",
 }
 
 
@@ -182,6 +201,10 @@ def test_flags_that_do_not_fit_are_refused() -> None:
     module = experts("MixtralExperts")
     module.is_concatenated = False
     with pytest.raises(ZooError, match="is_concatenated=False"):
+        run(module, "zoo")
+    module = experts("MixtralExperts")
+    module.act_fn = experts("NemotronHExperts").act_fn
+    with pytest.raises(ZooError, match="a gate of ReLUSquaredActivation"):
         run(module, "zoo")
 
 

@@ -16,27 +16,14 @@ from zoo_kernels.plan import Plan
 route = reference.route
 
 _KINDS = {"silu": 0, "swiglu": 0, "gelu": 1, "geglu": 1, "relu": 2, "reglu": 2, "clamped_swiglu": 3}
+_KINDS |= {"gelu_tanh": 4, "geglu_tanh": 4, "relu2": 5}
 _forked = False
 
 
-_SIZES = ("tokens", "experts", "model", "inner", "width", "threads", "groups", "kind", "gated")
-_INPUTS = (
-    "x",
-    "weight",
-    "token",
-    "pair",
-    "offset",
-    "win_row",
-    "w_in",
-    "w_out",
-    "b_in",
-    "b_out",
-    "scale_in",
-    "scale_out",
-    "hidden",
-    "y",
-)
-_GRADS = ("dy", "dx", "dweight", "dw_in", "dw_out", "db_in", "db_out")
+_SIZES = ("tokens", "experts", "model", "inner", "width", "threads", "groups", "kind", "mode", "bits")
+_SIZES += ("in_turned", "out_turned")
+_INPUTS = ("x", "weight", "token", "pair", "offset", "w_in", "w_out", "b_in", "b_out", "scale_in", "scale_out")
+_OUTPUTS = ("hidden", "y", "dy", "dx", "dweight", "dw_in", "dw_out", "db_in", "db_out")
 
 
 class _Ffn(ctypes.Structure):
@@ -45,8 +32,7 @@ class _Ffn(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in _SIZES),
         ("limit", ctypes.c_float),
-        ("bits", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in _INPUTS + _GRADS),
+        *((name, ctypes.c_void_p) for name in _INPUTS + _OUTPUTS),
     )
 
 
@@ -105,11 +91,23 @@ def _is_fp32(*tensors: Tensor | None) -> bool:
 
 
 def _prepare(inputs: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
-    """Contiguous, and floats as fp32; codes stay."""
-    return {
-        name: tensor if tensor is None else (tensor.float() if tensor.is_floating_point() else tensor).contiguous()
-        for name, tensor in inputs.items()
-    }
+    """Floats as fp32, codes as they are; contiguous, but for weights that lie as (E, in, out)."""
+    prepared = {}
+    for name, tensor in inputs.items():
+        if tensor is not None and tensor.is_floating_point():
+            tensor = tensor.float()
+        prepared[name] = tensor if tensor is None or _turned(tensor) else tensor.contiguous()
+    return prepared
+
+
+def _turned(weight: Tensor) -> bool:
+    """Whether an (E, out, in) matrix lies in memory as (E, in, out)."""
+    return weight.ndim == 3 and weight.mT.is_contiguous() and not weight.is_contiguous()
+
+
+def _empty_as(weight: Tensor) -> Tensor:
+    """Like `empty`, laid out as the weight."""
+    return empty(*weight.mT.shape).mT if _turned(weight) else empty(*weight.shape)
 
 
 def _run(
@@ -117,16 +115,15 @@ def _run(
 ) -> None:
     w_in, w_out = tensors["w_in"], tensors["w_out"]
     experts, width = w_in.shape[:2]
-    model, inner = w_out.shape[1], width // 2 if activation in reference.GATED else width
-    if interleaved:
-        tensors["win_row"] = torch.arange(width).view(inner, 2).T.contiguous()
-    threads = _threads()
+    gated, threads = activation in reference.GATED, _threads()
+    inner = width // 2 if gated else width
     # at least two groups, so that one thread and two give the same bits
     call = _Ffn(
-        tokens=plan.num_tokens, experts=experts, model=model, inner=inner, width=width, threads=threads,
-        groups=min(max(2, threads), 64), kind=_KINDS[activation], gated=activation in reference.GATED,
-        limit=float("inf") if limit is None else limit, token=plan.token_N.data_ptr(), pair=plan.pair_N.data_ptr(),
-        offset=plan.offset_E1.data_ptr(), bits={torch.int8: 8, torch.uint8: 2}.get(w_in.dtype, 0),
+        tokens=plan.num_tokens, experts=experts, model=w_out.shape[1], inner=inner, width=width,
+        threads=threads, groups=min(max(2, threads), 64), kind=_KINDS[activation],
+        mode=0 if not gated else 2 if interleaved else 1, bits={torch.int8: 8, torch.uint8: 2}.get(w_in.dtype, 0),
+        in_turned=_turned(w_in), out_turned=_turned(w_out), limit=float("inf") if limit is None else limit,
+        token=plan.token_N.data_ptr(), pair=plan.pair_N.data_ptr(), offset=plan.offset_E1.data_ptr(),
     )  # fmt: skip
     for name, tensor in tensors.items():
         if tensor is not None and tensor.numel():
@@ -157,6 +154,8 @@ def ffn_forward(
         )
     inputs |= dict(zip(("scale_in", "scale_out"), scales or (None, None), strict=True))
     inputs = _prepare(inputs)
+    if scales is not None:
+        inputs |= {"w_in": w_in.contiguous(), "w_out": w_out.contiguous()}
     hidden_NW = empty(plan.token_N.shape[0] if keep_hidden else 0, w_in.shape[1])
     y_TD = empty(*x_TD.shape)
     _run({**inputs, "hidden": hidden_NW, "y": y_TD}, plan, activation, limit, interleaved)
@@ -185,9 +184,9 @@ def ffn_backward(
     inputs = {"x": x_TD, "weight": weight_N, "w_in": w_in, "w_out": w_out, "b_in": b_in, "b_out": b_out}
     inputs = _prepare(inputs)
     inputs |= {"dy": dy_TD.contiguous(), "hidden": hidden_NW}
-    dx_TD, dw_in, dw_out = empty(*x_TD.shape), empty(*w_in.shape), empty(*w_out.shape)
+    dx_TD, dw_in, dw_out = empty(*x_TD.shape), _empty_as(inputs["w_in"]), _empty_as(inputs["w_out"])
     dweight_N = torch.zeros(weight_N.shape)
     db_in, db_out = (None if bias is None else empty(*bias.shape) for bias in (b_in, b_out))
     outputs = {"dx": dx_TD, "dweight": dweight_N, "dw_in": dw_in, "dw_out": dw_out, "db_in": db_in, "db_out": db_out}
-    _run({**inputs, **outputs}, plan, activation, limit, interleaved)
+    _run(inputs | outputs, plan, activation, limit, interleaved)
     return dx_TD, dweight_N.to(weight_N.dtype), dw_in, dw_out, db_in, db_out

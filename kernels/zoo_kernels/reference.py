@@ -14,11 +14,11 @@ from torch import Tensor
 from zoo_kernels.plan import Plan, used_mask
 from zoo_kernels.quant import dequantise
 
-GATED = ("swiglu", "geglu", "reglu", "clamped_swiglu")
-UNGATED = ("silu", "gelu", "relu")
+GATED = ("swiglu", "geglu", "geglu_tanh", "reglu", "clamped_swiglu")
+UNGATED = ("silu", "gelu", "gelu_tanh", "relu", "relu2")
 ACTIVATIONS = GATED + UNGATED
 CLAMPED_ALPHA = 1.702  # GPT-OSS: gate * sigmoid(1.702 * gate) * (up + 1)
-_BASE = {"swiglu": "silu", "geglu": "gelu", "reglu": "relu"}
+_BASE = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_tanh", "reglu": "relu"}
 
 
 def unavailable() -> str:
@@ -110,24 +110,35 @@ def split_gate(hidden: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
 
 
 def activate(hidden: Tensor, activation: str, limit: float | None = None, interleaved: bool = False) -> Tensor:
-    """Inner activation (..., F) of the pre-activation (..., W). GELU is the exact one.
+    """Inner activation (..., F) of the pre-activation (..., W). GELU is the exact one, relu2 is relu squared.
 
     `limit` clamps gate from above and up on both sides before the activation (GPT-OSS, arXiv 2508.10925).
     """
     if activation in UNGATED:
-        return getattr(F, activation)(hidden)
+        return _base(hidden, activation)
     gate, up = split_gate(hidden, interleaved)
     if limit is not None:
         gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
     if activation == "clamped_swiglu":
         return gate * torch.sigmoid(CLAMPED_ALPHA * gate) * (up + 1)
-    return getattr(F, _BASE[activation])(gate) * up
+    return _base(gate, _BASE[activation]) * up
+
+
+def _base(z: Tensor, activation: str) -> Tensor:
+    if activation == "relu2":
+        return F.relu(z).square()
+    return F.gelu(z, approximate="tanh") if activation == "gelu_tanh" else getattr(F, activation)(z)
 
 
 def _base_derivative(z: Tensor, activation: str) -> tuple[Tensor, Tensor]:
     """(value, derivative) of an ungated activation."""
     if activation == "relu":
         return z.clamp(min=0), (z > 0).to(z.dtype)
+    if activation == "relu2":
+        return z.clamp(min=0).square(), 2 * z.clamp(min=0)
+    if activation == "gelu_tanh":  # 0.5 (1 + tanh u) = sigmoid(2 u), u = sqrt(2 / pi) (z + 0.044715 z^3)
+        sig = torch.sigmoid(1.5957691216057308 * (z + 0.044715 * z**3))
+        return z * sig, sig + z * sig * (1 - sig) * 1.5957691216057308 * (1 + 0.134145 * z * z)
     if activation == "gelu":
         cdf = 0.5 * (1 + torch.erf(z * 0.5**0.5))
         return z * cdf, cdf + z * torch.exp(-0.5 * z * z) * 0.3989422804014327

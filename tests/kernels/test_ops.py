@@ -169,6 +169,22 @@ def test_non_contiguous_inputs(backend: str) -> None:
     assert_close(Layer(strided, layer.plan, {}).run(backend), want, TOLERANCE)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("tokens", "options"), [(9, {}), (90, {"interleaved": True}), (20, {"activation": "relu2"})])
+def test_weights_that_lie_as_in_out_are_read_and_differentiated_as_they_lie(
+    backend: str, tokens: int, options: dict
+) -> None:
+    layer = make_layer(tokens, 34, 21, 4, random_index(tokens, 4, 2), biases=True, **options)
+    want = layer.run(None, torch.float64)
+    for name in ("w_in", "w_out"):
+        layer.leaves[name] = layer.leaves[name].mT.contiguous().mT
+    for save in ("hidden", "x_only"):
+        got = layer.run(backend, save=save)
+        assert_close(got, want, TOLERANCE)
+        assert all(got[name].mT.is_contiguous() for name in ("w_in", "w_out"))
+    assert cpu._prepare({"w_in": layer.leaves["w_in"]})["w_in"].data_ptr() == layer.leaves["w_in"].data_ptr()
+
+
 def test_gradcheck_of_the_reference() -> None:
     for activation in reference.ACTIVATIONS:
         layer = make_layer(5, 4, 3, 3, random_index(5, 3, 2), torch.rand(5, 2) > 0.2, True, activation=activation)

@@ -186,6 +186,10 @@ CASES = (
     Case("gelu", "one expert takes all", bias=True, dtype=torch.float16),
     Case("relu", "unused slots", keep=False),
     Case("silu", tokens=1, bias=True),
+    Case("geglu_tanh", dtype=torch.float16),
+    Case("relu2", bias=True),
+    Case("gelu_tanh", keep=False),
+    Case("relu2", dtype=torch.float16),
     Case(tokens=0, bias=True),
     Case(routing="all unused", bias=True, tokens=5),
 )

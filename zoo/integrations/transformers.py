@@ -6,7 +6,7 @@
     model.set_experts_implementation("zoo")      # or later, and back with "grouped_mm" or "eager"
 
 A family either computes what its own eager code does, or is refused when it first runs: see `gate_of`.
-Weights stored as (E, in, out) (GPT-OSS, Aria) are copied to the kernels' (E, out, in) in each call.
+Weights stored as (E, in, out) (GPT-OSS, Aria) are read as they lie, without a copy.
 
 Legend: T tokens, K slots, E experts, D model width, F inner width, W = 2F (gated) or F, N pairs T * K.
 """
@@ -33,8 +33,11 @@ class Gate(NamedTuple):
 
 
 # Activation modules by class name (transformers' own and torch's), and the kernel of the same maths.
-_ACTIVATIONS = {"SiLUActivation": "silu", "SiLU": "silu", "GELUActivation": "gelu", "ReLU": "relu"}
-_GATED = {"silu": "swiglu", "gelu": "geglu", "relu": "reglu"}
+_ACTIVATIONS = {
+    "SiLUActivation": "silu", "SiLU": "silu", "GELUActivation": "gelu", "GELUTanh": "gelu_tanh", "ReLU": "relu",
+    "ReLUSquaredActivation": "relu2",
+}  # fmt: skip
+_GATED = {"silu": "swiglu", "gelu": "geglu", "gelu_tanh": "geglu_tanh", "relu": "reglu"}
 
 # Families with a gate of their own, by its qualified name: (kernel or None for that of act_fn, attribute of the
 # limit, attribute of alpha, interleaved).
@@ -78,7 +81,7 @@ def experts_forward(self: nn.Module, hidden_TD: Tensor, index_TK: Tensor, weight
         b_in = module.gate_up_proj_bias if module.has_gate else module.up_proj_bias
         b_out = module.down_proj_bias
     if module.is_transposed:
-        w_in, w_out = w_in.transpose(1, 2).contiguous(), w_out.transpose(1, 2).contiguous()
+        w_in, w_out = w_in.mT, w_out.mT
     used_TK = None
     if module._is_expert_parallel:
         used_TK = index_TK < module.num_experts
@@ -98,14 +101,12 @@ def gate_of(module: Any) -> Gate:
         return Gate(_act_fn(module))
     own = _own_gate(module)
     if own is None:
-        gate = Gate(_GATED[_act_fn(module)])
+        gate = Gate(_gated(module))
     else:
         activation, limit, alpha, interleaved = own
         if alpha and getattr(module, alpha) != _ALPHA:
             raise _refusal(module, f"{alpha}={getattr(module, alpha)}, not {_ALPHA}")
-        gate = Gate(
-            activation or _GATED[_act_fn(module)], float(getattr(module, limit)) if limit else None, interleaved
-        )
+        gate = Gate(activation or _gated(module), float(getattr(module, limit)) if limit else None, interleaved)
     if module.is_concatenated == gate.interleaved:
         raise _refusal(module, f"is_concatenated={module.is_concatenated}, which its gate does not follow")
     return gate
@@ -139,6 +140,13 @@ def _act_fn(module: Any) -> str:
     if name not in _ACTIVATIONS:
         raise _refusal(module, f"the activation {name}")
     return _ACTIVATIONS[name]
+
+
+def _gated(module: Any) -> str:
+    act = _act_fn(module)
+    if act not in _GATED:
+        raise _refusal(module, f"a gate of {type(module.act_fn).__name__}")
+    return _GATED[act]
 
 
 def _refusal(module: Any, what: str) -> ZooError:

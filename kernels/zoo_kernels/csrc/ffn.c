@@ -9,12 +9,12 @@
 
 typedef struct {
     int64_t tokens, experts, model, inner, width; // T, E, D, F, W
-    int64_t threads, groups, kind, gated;
-    float limit;
+    int64_t threads, groups, kind, mode;
     int64_t bits;                           // of the weights' codes: 8, 2 (ternary, packed) or 0: w_in, w_out are floats
+    int64_t in_turned, out_turned;          // the weights lie as (E, D, W) and (E, F, D), and so do their gradients
+    float limit;
     const float *x, *weight;                // (T, D), (N,) in original pair order
     const int64_t *token, *pair, *offset;   // the plan
-    const int64_t *win_row;                 // (W,) row of w_in that holds pre-activation j; NULL if the same
     const float *w_in, *w_out, *b_in, *b_out, *scale_in, *scale_out;
     float *hidden;                          // (N, W) or NULL
     float *y;                               // forward: (T, D)
@@ -46,17 +46,18 @@ static void gemm(int64_t m, int64_t n, int64_t depth, operand a, operand b, resu
     packed_gemm(m, n, depth, a, b, c, workspace, then);
 }
 
-// rows of one expert's weights; the codes of a quantised one
+// one expert's weights, rows x depth, or the codes of a quantised one; k_major if the product runs over the rows
 static operand weights_of(const ffn *s, const float *all, const float *scales, int64_t e, int64_t rows, int64_t depth,
-                          const int64_t *row, int k_major) {
-    if (!s->bits) return floats(all + e * rows * depth, depth, row, k_major);
-    return (operand){(const float *)((const char *)all + e * rows * depth * s->bits / 8), depth, row, 0, (int)s->bits, scales + e * rows};
+                          int turned, int k_major) {
+    if (s->bits) return (operand){(const float *)((const char *)all + e * rows * depth * s->bits / 8), depth, NULL, 0, (int)s->bits, scales + e * rows};
+    all += e * rows * depth;
+    return turned ? floats(all, rows, NULL, !k_major) : floats(all, depth, NULL, k_major);
 }
 static operand w_in_of(const ffn *s, int64_t e, int k_major) {
-    return weights_of(s, s->w_in, s->scale_in, e, s->width, s->model, s->win_row, k_major);
+    return weights_of(s, s->w_in, s->scale_in, e, s->width, s->model, s->in_turned, k_major);
 }
 static operand w_out_of(const ffn *s, int64_t e, int k_major) {
-    return weights_of(s, s->w_out, s->scale_out, e, s->model, s->inner, NULL, k_major);
+    return weights_of(s, s->w_out, s->scale_out, e, s->model, s->inner, s->out_turned, k_major);
 }
 
 static int64_t expert_of(const ffn *s, int64_t row) {
@@ -151,28 +152,26 @@ static void up(const ffn *s, const group *g, int64_t e, int64_t row, int64_t row
     gemm(rows, s->width, s->model, floats(s->x, s->model, s->token + row, 0),
          w_in_of(s, e, 0), (result){hidden, s->width, NULL, NULL, 0, 0}, g->pack, then);
     if (s->b_in)
-        for (int64_t i = 0; i < rows; i++)
-            for (int64_t j = 0; j < s->width; j++) hidden[i * s->width + j] += s->b_in[e * s->width + (s->win_row ? s->win_row[j] : j)];
+        for (int64_t i = 0; i < rows; i++) add_to(hidden + i * s->width, s->b_in + e * s->width, s->width);
 }
 
+#define EVERY_MODE(KIND, CALL) \
+    case KIND * 3 + UNGATED: CALL(KIND, UNGATED); break; \
+    case KIND * 3 + HALVES: CALL(KIND, HALVES); break; \
+    case KIND * 3 + PAIRS: CALL(KIND, PAIRS); break;
 #define EVERY_KIND(CALL) \
-    switch (s->kind * 2 + s->gated) { \
-    case SILU * 2: CALL(SILU, 0); break; \
-    case SILU * 2 + 1: CALL(SILU, 1); break; \
-    case GELU * 2: CALL(GELU, 0); break; \
-    case GELU * 2 + 1: CALL(GELU, 1); break; \
-    case RELU * 2: CALL(RELU, 0); break; \
-    case RELU * 2 + 1: CALL(RELU, 1); break; \
-    default: CALL(CLAMPED, 1); \
+    switch (s->kind * 3 + s->mode) { \
+        EVERY_MODE(SILU, CALL) EVERY_MODE(GELU, CALL) EVERY_MODE(RELU, CALL) \
+        EVERY_MODE(CLAMPED, CALL) EVERY_MODE(TANH, CALL) EVERY_MODE(RELU2, CALL) \
     }
 
 static void forward_rows(const ffn *s, const group *g, int64_t e, int64_t row, int64_t rows) {
     float *hidden = s->hidden ? s->hidden + row * s->width : g->hidden;
     operand w_out = w_out_of(s, e, 0), next = w_in_of(s, next_expert(s, e), 0);
     up(s, g, e, row, rows, hidden, &w_out);
-#define CALL(KIND, GATED) \
+#define CALL(KIND, MODE) \
     for (int64_t i = 0; i < rows; i++) \
-        forward_row(KIND, GATED, s->inner, s->limit, hidden + i * s->width, g->act + i * s->inner)
+        forward_row(KIND, MODE, s->inner, s->limit, hidden + i * s->width, g->act + i * s->inner)
     EVERY_KIND(CALL)
 #undef CALL
     for (int64_t i = 0; i < rows; i++) g->scale[i] = s->weight[s->pair[row + i]];
@@ -182,6 +181,12 @@ static void forward_rows(const ffn *s, const group *g, int64_t e, int64_t row, i
         for (int64_t i = 0; i < rows; i++) axpy(g->sum + s->token[row + i] * s->model, g->scale[i], s->b_out + e * s->model, s->model);
 }
 
+static void weight_gradient(int64_t m, int64_t n, int64_t rows, operand left, operand right, float *out, int turned, int add,
+                            int last, float *workspace, const operand *then) {
+    if (turned) gemm(n, m, rows, right, left, (result){out, m, NULL, NULL, add, last}, workspace, then);
+    else gemm(m, n, rows, left, right, (result){out, n, NULL, NULL, add, last}, workspace, then);
+}
+
 static void backward_rows(const ffn *s, const group *g, int64_t e, int64_t row, int64_t rows, grads d, int add, int last) {
     const int64_t *token = s->token + row;
     operand w_in = w_in_of(s, e, 1), w_out = w_out_of(s, e, 1), next = w_out_of(s, next_expert(s, e), 1);
@@ -189,24 +194,23 @@ static void backward_rows(const ffn *s, const group *g, int64_t e, int64_t row, 
     if (!s->hidden) up(s, g, e, row, rows, hidden, &w_out);
     gemm(rows, s->inner, s->model, floats(s->dy, s->model, token, 0), w_out,
          (result){g->dact, s->inner, NULL, NULL, 0, 0}, g->pack, &w_in);
-#define CALL(KIND, GATED) \
+#define CALL(KIND, MODE) \
     for (int64_t i = 0; i < rows; i++) { \
         int64_t pair = s->pair[row + i]; \
-        s->dweight[pair] = backward_row(KIND, GATED, s->inner, s->limit, s->weight[pair], hidden + i * s->width, \
+        s->dweight[pair] = backward_row(KIND, MODE, s->inner, s->limit, s->weight[pair], hidden + i * s->width, \
                                         g->dact + i * s->inner, g->dhidden + i * s->width, g->act + i * s->inner); \
     }
     EVERY_KIND(CALL)
 #undef CALL
     gemm(rows, s->model, s->width, floats(g->dhidden, s->width, NULL, 0), w_in,
          (result){g->sum, s->model, token, NULL, 1, 0}, g->pack, NULL);
-    gemm(s->width, s->model, rows, floats(g->dhidden, s->width, NULL, 1), floats(s->x, s->model, token, 1),
-         (result){d.dw_in, s->model, s->win_row, NULL, add, last}, g->pack, &next);
-    gemm(s->model, s->inner, rows, floats(s->dy, s->model, token, 1), floats(g->act, s->inner, NULL, 1),
-         (result){d.dw_out, s->inner, NULL, NULL, add, last}, g->pack, NULL);
+    operand x = floats(s->x, s->model, token, 1), dhidden = floats(g->dhidden, s->width, NULL, 1);
+    operand dy = floats(s->dy, s->model, token, 1), act = floats(g->act, s->inner, NULL, 1);
+    weight_gradient(s->width, s->model, rows, dhidden, x, d.dw_in, s->in_turned, add, last, g->pack, &next);
+    weight_gradient(s->model, s->inner, rows, dy, act, d.dw_out, s->out_turned, add, last, g->pack, NULL);
     if (s->b_in) {
         if (!add) memset(d.db_in, 0, 4 * s->width);
-        for (int64_t i = 0; i < rows; i++)
-            for (int64_t j = 0; j < s->width; j++) d.db_in[s->win_row ? s->win_row[j] : j] += g->dhidden[i * s->width + j];
+        for (int64_t i = 0; i < rows; i++) add_to(d.db_in, g->dhidden + i * s->width, s->width);
     }
     if (s->b_out) {
         if (!add) memset(d.db_out, 0, 4 * s->model);

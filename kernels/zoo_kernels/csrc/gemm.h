@@ -73,6 +73,12 @@ INLINE vec zip(vec a, vec b, int high) { // interleaves the low or high halves o
     return __builtin_shuffle(a, b, mask);
 }
 
+INLINE vec unzip(vec a, vec b, int odd) { // every other element of a and b
+    ivec mask;
+    UNROLL for (int i = 0; i < VL; i++) mask[i] = 2 * i + odd;
+    return __builtin_shuffle(a, b, mask);
+}
+
 INLINE void transpose(vec *r) {
     UNROLL for (int stage = 1; stage < VL; stage *= 2) {
         vec t[VL];

@@ -104,7 +104,7 @@ INLINE void axpys(const int m, int64_t n, int64_t depth, const operand *a, const
         float s[SMALL][4];
         for (int q = 0; q < 4; q++) {
             w[q] = row_of(b, k + q < depth ? k + q : depth - 1);
-            for (int i = 0; i < m; i++) s[i][q] = k + q < depth ? x[i][k + q] : 0;
+            for (int i = 0; i < m; i++) s[i][q] = k + q < depth ? x[i][k + q] * (c->scale ? c->scale[i] : 1.0f) : 0;
         }
         for (int64_t j = 0; j < n; j += VL) {
             vec wv[4];
@@ -160,7 +160,7 @@ static int small_gemm(int64_t m, int64_t n, int64_t depth, const operand *a, con
 #define AXPYS(M) axpys(M, n, depth, a, b, c)
 #define OUTER(D) outer(D, m, n, a, b, c, can_stream(c, n))
     if (a->k_major && b->k_major && !c->scale) EVERY_SIZE(depth, OUTER)
-    else if (!a->k_major && b->k_major && !c->scale) EVERY_SIZE(m, AXPYS)
+    else if (!a->k_major && b->k_major) EVERY_SIZE(m, AXPYS)
     else if (b->bits == 8) SOME_SIZES(m, DOTS_8)
     else if (b->bits == 2) SOME_SIZES(m, DOTS_2)
     else if (!a->k_major && !b->k_major) SOME_SIZES(m, DOTS)

@@ -58,6 +58,13 @@ def base_activation(z, ACT: tl.constexpr):
     if (ACT == "relu") | (ACT == "reglu"):
         slope = tl.where(z > 0.0, 1.0, 0.0)
         return z * slope, slope
+    elif ACT == "relu2":
+        base = tl.maximum(z, 0.0)
+        return base * base, 2.0 * base
+    elif (ACT == "gelu_tanh") | (ACT == "geglu_tanh"):
+        # 0.5 (1 + tanh u) = sigmoid(2 u), u = sqrt(2 / pi) (z + 0.044715 z^3)
+        sig = tl.sigmoid(1.5957691216057308 * (z + 0.044715 * z * z * z))
+        return z * sig, sig + z * sig * (1.0 - sig) * 1.5957691216057308 * (1.0 + 0.134145 * z * z)
     elif (ACT == "gelu") | (ACT == "geglu"):
         cdf = 0.5 * (1.0 + tl.erf(z * 0.7071067811865476))
         return z * cdf, cdf + z * 0.3989422804014327 * tl.exp(-0.5 * z * z)
