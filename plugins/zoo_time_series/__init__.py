@@ -1,12 +1,14 @@
 """Forecasting with mixtures of experts: the manifest. Importing it needs no torch."""
 
-from zoo.spec import API, DatasetSpec, Input, ModelSpec, Plugin, TaskSpec, Weights
+from zoo.spec import API, DatasetSpec, Input, ModelSpec, PartSpec, Plugin, TaskSpec, Weights
 from zoo_time_series.data.files import ETT
 from zoo_time_series.importers import TIME_MOE
 
 _TIME_MOE = "zoo_time_series.models.time_moe:TimeMoE"
 _PAPER = "Time-MoE, arXiv:2409.16040"
 _PUBLIC = "Time-300B"
+_PATCH = "zoo_time_series.models.patch_encoder:PatchEncoder"
+_HEADS = "zoo_time_series.blocks.heads"
 
 plugin = Plugin(
     api=API,
@@ -74,6 +76,28 @@ plugin = Plugin(
             "trend and remainder, a linear map each",
             "arXiv:2205.13504",
         ),
+        ModelSpec("patch_tst", _PATCH, "forecasting", "dense encoder over patches: the baseline", "arXiv:2211.14730"),
+        ModelSpec(
+            "seg_moe",
+            _PATCH,
+            "forecasting",
+            "segments of patches are routed, of another length in each layer",
+            "Seg-MoE, arXiv:2601.21641",
+        ),
+        ModelSpec(
+            "mohets",
+            _PATCH,
+            "forecasting",
+            "Fourier experts beside a shared convolution, covariates by cross-attention",
+            "MoHETS",
+        ),
+        ModelSpec(
+            "time_mixer",
+            "zoo_time_series.models.time_mixer:TimeMixer",
+            "forecasting",
+            "MLPs that mix several scales: the baseline",
+            "arXiv:2405.14616",
+        ),
     ),
     datasets=(
         DatasetSpec(
@@ -94,6 +118,12 @@ plugin = Plugin(
         DatasetSpec(
             "csv", "zoo_time_series.data.csv:Csv", "your own table, wide or long, CSV or parquet", requires=("pandas",)
         ),
+    ),
+    parts=(
+        PartSpec(
+            "forecast_head", "flatten", f"{_HEADS}:Flatten", "W vec(h_1 ... h_N) + b", "arXiv:2211.14730", "PatchTST"
+        ),
+        PartSpec("forecast_head", "conv_patch", f"{_HEADS}:ConvPatch", "deconv(h_m + conv(h)_m)", "", "MoHETS"),
     ),
     tasks=(
         TaskSpec(

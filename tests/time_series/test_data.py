@@ -9,9 +9,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from zoo.spec import ZooError
+from zoo_time_series.data.context import frame_to_context
 from zoo_time_series.data.csv import Csv
 from zoo_time_series.data.ett import Ett
-from zoo_time_series.data.frame import frame_to_context, to_panel
+from zoo_time_series.data.frame import to_panel
 from zoo_time_series.data.statsmodels import Statsmodels
 from zoo_time_series.data.windows import SeriesDataset, split_rows
 

@@ -24,12 +24,22 @@ class Csv(SeriesDataset):
         context: int = 512
         horizon: int = 96
         stride: int = 1
+        calendar: bool = False
+        known: list[str] = field(default_factory=list)  # columns known in advance: covariates, no series
+        static: list[str] = field(default_factory=list)  # columns of a long table that say something of a series
         season: int | None = None  # rows; None: by the frequency
         split: list[float] = field(default_factory=lambda: [0.7, 0.1, 0.2])
 
     def __init__(self, config: Config) -> None:
         what = f"'{config.path}'"
-        panel = to_panel(read_table(config.path), time=config.time, columns=config.columns, what=what)
+        panel = to_panel(
+            read_table(config.path),
+            time=config.time,
+            columns=config.columns,
+            known=config.known,
+            static=config.static,
+            what=what,
+        )
         panel, bounds_S3 = split_rows(panel, config.split, config.horizon, what)
         super().__init__(
             panel,
@@ -37,5 +47,6 @@ class Csv(SeriesDataset):
             context=config.context,
             horizon=config.horizon,
             stride=config.stride,
+            calendar=config.calendar,
             season=config.season,
         )

@@ -29,6 +29,7 @@ class Ett(SeriesDataset):
         context: int = 512
         horizon: int = 96
         stride: int = 1
+        calendar: bool = False
 
     def __init__(self, config: Config) -> None:
         path = fetch(ETT[config.set])
@@ -39,4 +40,11 @@ class Ett(SeriesDataset):
             raise ZooError(f"'{path}' has {len(frame)} rows, {config.set} has at least {ends[-1]}; download it again")
         panel = to_panel(frame[: ends[-1]], time="date", columns=COLUMNS, what=f"'{path}'")
         bounds_S3 = np.tile(ends, (len(COLUMNS), 1))
-        super().__init__(panel, bounds_S3, context=config.context, horizon=config.horizon, stride=config.stride)
+        super().__init__(
+            panel,
+            bounds_S3,
+            context=config.context,
+            horizon=config.horizon,
+            stride=config.stride,
+            calendar=config.calendar,
+        )

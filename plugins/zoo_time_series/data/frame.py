@@ -6,15 +6,12 @@ Imports pandas: import this module only where a table is read.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
 
 from zoo.registry import suggest
 from zoo.spec import ZooError
@@ -132,7 +129,13 @@ def numeric(column: pd.Series) -> tuple[np.ndarray, int] | None:
 
 
 def to_panel(
-    frame: pd.DataFrame, *, time: str | None = None, columns: Sequence[str] | None = None, what: str = "the table"
+    frame: pd.DataFrame,
+    *,
+    time: str | None = None,
+    columns: Sequence[str] | None = None,
+    known: Sequence[str] = (),
+    static: Sequence[str] = (),
+    what: str = "the table",
 ) -> Panel:
     """Series of a wide table (a time column and numeric columns) or of a long one (``unique_id``, ``ds``, ``y``).
 
@@ -140,6 +143,8 @@ def to_panel(
         frame: any table; a ``DatetimeIndex`` or a named index counts as a column.
         time: the time column; None looks for one and takes the order of the rows when there is none.
         columns: numeric columns (ids of a long table) to keep; None keeps all.
+        known: columns that are no series but covariates known in advance.
+        static: columns of a long table that say something of a series, numbers or texts; its first entry counts.
         what: name of the table in messages.
 
     Rows are sorted; of two rows with one time the last counts; gaps become missing values. All of it is noted.
@@ -150,12 +155,18 @@ def to_panel(
     notes: list[str] = []
     if time is not None and time not in frame.columns:
         raise ZooError(f"{what} has no time column '{time}'; {suggest(time, frame.columns)}")
+    for name in (*known, *static):
+        if name not in frame.columns:
+            raise ZooError(f"{what} has no covariate '{name}'; {suggest(name, frame.columns)}")
     if {"unique_id", "y"} <= set(frame.columns):
-        return _long_panel(frame, time or ("ds" if "ds" in frame.columns else None), columns, what, notes)
+        time = time or ("ds" if "ds" in frame.columns else None)
+        return _long_panel(frame, time, columns, known, static, what, notes)
+    if static:
+        raise ZooError(f"{what} is wide, and static covariates want a long one (unique_id, ds, y); set data.static=[]")
     time = time or _time_column(frame)
     if time is None:
         notes.append("no time column: rows are taken in order, no season is known")
-    kept = _numeric_columns(frame.drop(columns=[time] if time else []), columns, what, notes)
+    kept = _numeric_columns(frame.drop(columns=[*([time] if time else []), *known]), columns, what, notes)
     order, time_N = _ordered(frame, time, np.zeros(len(frame), np.int64), notes)
     frequency, slot_N = _slots(time_N, np.zeros(len(order), np.int64), notes)
     rows = int(slot_N[-1]) + 1
@@ -164,7 +175,19 @@ def to_panel(
         row[slot_N] = column[order]
     _report_missing(values.ravel(), len(order), rows, list(kept), np.isnan(values).mean(axis=1), notes)
     offset, rows_S2 = np.arange(len(kept) + 1) * rows, np.tile([0, len(order)], (len(kept), 1))
-    return Panel(values.ravel(), offset, list(kept), frequency, time_N, slot_N, rows_S2, notes)
+    told = {}
+    for name in known:
+        row = np.full(rows, np.nan)
+        row[slot_N] = _covariate(frame, name, what)[order]
+        told[name] = np.tile(row, len(kept))
+    return Panel(values.ravel(), offset, list(kept), frequency, time_N, slot_N, rows_S2, notes, told)
+
+
+def _covariate(frame: pd.DataFrame, name: str, what: str) -> np.ndarray:
+    read = numeric(frame[name])
+    if read is None:
+        raise ZooError(f"{what}: covariate '{name}' holds no numbers; leave it out, or make it numbers")
+    return read[0]
 
 
 def _numeric_columns(
@@ -195,7 +218,15 @@ def _numeric_columns(
     return kept
 
 
-def _long_panel(frame: pd.DataFrame, time: str | None, ids: Sequence[str] | None, what: str, notes: list[str]) -> Panel:
+def _long_panel(
+    frame: pd.DataFrame,
+    time: str | None,
+    ids: Sequence[str] | None,
+    known: Sequence[str],
+    static: Sequence[str],
+    what: str,
+    notes: list[str],
+) -> Panel:
     read = numeric(frame["y"])
     if read is None or np.isnan(read[0]).all():
         raise ZooError(
@@ -215,6 +246,7 @@ def _long_panel(frame: pd.DataFrame, time: str | None, ids: Sequence[str] | None
     if not alive.all():
         notes.append(f"dropped, with no value at all: {listed(list(names[~alive]))}")
     rows = wanted[group_N]
+    order = order[rows]
     value_N, group_N = value_N[rows], np.cumsum(wanted)[group_N[rows]] - 1
     time_N = time_N[rows].reset_index(drop=True) if time_N is not None else None
     frequency, slot_N = _slots(time_N, group_N, notes)
@@ -227,7 +259,17 @@ def _long_panel(frame: pd.DataFrame, time: str | None, ids: Sequence[str] | None
     share = np.add.reduceat(np.isnan(values), offset[:-1]) / counts
     _report_missing(values, len(value_N), len(values), kept, share, notes)
     rows_S2 = np.stack([np.r_[0, ends[:-1] + 1], ends + 1], axis=1)
-    return Panel(values, offset, kept, frequency, time_N, slot_N, rows_S2, notes)
+    told = {name: np.full(offset[-1], np.nan) for name in known}
+    for name, row in told.items():
+        row[offset[group_N] + slot_N] = _covariate(frame, name, what)[order]
+    of_series = {name: _static(frame[name].iloc[order[rows_S2[:, 0]]]) for name in static}
+    return Panel(values, offset, kept, frequency, time_N, slot_N, rows_S2, notes, told, of_series)
+
+
+def _static(column: pd.Series) -> np.ndarray:
+    """Numbers as float64 with NaN where missing, anything else as texts."""
+    read = numeric(column)
+    return column.astype(str).to_numpy(dtype=object) if read is None else read[0]
 
 
 def _ordered(
@@ -275,70 +317,3 @@ def _report_missing(
     if missing := int(np.isnan(values).sum()):
         worst = [f"{names[s]} {share_S[s]:.1%}" for s in np.argsort(-share_S, kind="stable") if share_S[s] > 0]
         notes.append(f"{missing} missing values, interpolated as input and never scored: {listed(worst)}")
-
-
-# -- a table to forecast ---------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Context:
-    """What a forecaster needs to continue the series of a table. S series, L context.
-
-    ``past (S, L)`` is standardised and 0 where ``past_valid`` is false; ``mean (S,)`` and ``std (S,)`` lead back.
-    ``past_time[s]`` holds the times of the valid past points alone, ``future_time[s]`` those to forecast: series of a
-    long table end at times of their own.
-    """
-
-    past: Tensor
-    past_valid: Tensor
-    mean: Tensor
-    std: Tensor
-    season: Tensor
-    names: list[str]
-    past_time: list[pd.Index]
-    future_time: list[pd.Index]
-    notes: list[str]
-
-
-def frame_to_context(
-    source: pd.DataFrame | str | Path,
-    preprocessing: Mapping[str, Any],
-    horizon: int,
-    *,
-    time: str | None = None,
-    columns: Sequence[str] | None = None,
-) -> Context:
-    """The last points of every series of a new table, prepared as a data set's ``preprocessing`` says.
-
-    A series that the data set knew by name is standardised by the train statistics; another by its own observed
-    points, and that is noted. The season is the data set's where the frequency is the same, else the table's own.
-    Series shorter than the context are left-padded. Raises `ZooError` for a table that cannot be read.
-    """
-    what = f"'{source}'" if isinstance(source, (str, Path)) else "the table"
-    frame = read_table(source) if isinstance(source, (str, Path)) else source
-    panel = to_panel(frame, time=time, columns=columns, what=what)
-    length, count = preprocessing["context"], len(panel.names)
-    known = dict(
-        zip(preprocessing["columns"], zip(preprocessing["mean"], preprocessing["std"], strict=True), strict=True)
-    )
-    past, valid = np.zeros((count, length), np.float32), np.zeros((count, length), bool)
-    mean, std = np.zeros(count), np.ones(count)
-    past_time, future_time = [], []
-    for s, name in enumerate(panel.names):
-        x = panel.series(s)
-        where = np.flatnonzero(np.isfinite(x))
-        mean[s], std[s] = known.get(name, (x[where].mean(), x[where].std() or 1.0))
-        z = np.interp(np.arange(where[0], len(x)), where, (x[where] - mean[s]) / std[s])[-length:]
-        past[s, length - len(z) :], valid[s, length - len(z) :] = z, True
-        past_time.append(pd.Index(panel.last_times(s, len(z))))
-        future_time.append(pd.Index(panel.frequency.after(past_time[-1][-1], horizon)))
-    notes = list(panel.notes)
-    if strange := [name for name in panel.names if name not in known]:
-        notes.append(f"standardised by their own history, as the model was not trained on them: {listed(strange)}")
-    season, trained_on = preprocessing["season"], preprocessing["frequency"]
-    if panel.frequency.name != trained_on:
-        season = panel.frequency.season
-        notes.append(f"the table's frequency is {panel.frequency.name}, the model was trained on {trained_on}")
-    past, valid, mean, std = (torch.from_numpy(a) for a in (past, valid, mean.astype("f4"), std.astype("f4")))
-    season_S = torch.full((count,), season)
-    return Context(past, valid, mean, std, season_S, panel.names, past_time, future_time, notes)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from zoo.spec import ZooError
+from zoo_time_series.data.covariates import Covariates
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +31,8 @@ class Panel:
     """Series of any length laid end to end: series s is ``values_N[offset_S[s]:offset_S[s + 1]]``, NaN where missing.
 
     ``times`` are those of the table's rows, sorted within a series, and ``slots`` the points that they fill; series s
-    has the rows ``rows_S2[s]``. ``times`` is None where the table has no time.
+    has the rows ``rows_S2[s]``. ``times`` is None where the table has no time. ``known`` holds covariates of every
+    point, (N,) each and NaN where missing; ``static`` those of every series, (S,) each, numbers or texts.
     """
 
     values_N: np.ndarray
@@ -41,6 +43,8 @@ class Panel:
     slots: np.ndarray
     rows_S2: np.ndarray
     notes: list[str] = field(default_factory=list)
+    known: dict[str, np.ndarray] = field(default_factory=dict)
+    static: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def length_S(self) -> np.ndarray:
@@ -54,7 +58,29 @@ class Panel:
         pieces = [self.series(s) for s in keep]
         values_N, offset_S = np.concatenate(pieces), np.cumsum([0, *map(len, pieces)])
         names = [self.names[s] for s in keep]
-        return replace(self, values_N=values_N, offset_S=offset_S, names=names, rows_S2=self.rows_S2[keep])
+        points = np.concatenate([np.arange(*self.offset_S[s : s + 2]) for s in keep])
+        known = {name: values[points] for name, values in self.known.items()}
+        static = {name: values[keep] for name, values in self.static.items()}
+        return replace(
+            self,
+            values_N=values_N,
+            offset_S=offset_S,
+            names=names,
+            rows_S2=self.rows_S2[keep],
+            known=known,
+            static=static,
+        )
+
+    def point_times(self, s: int) -> list[Any]:
+        """The dates of a series' points, worked out where a row is missing. Raises `ZooError` where there are none."""
+        if self.times is None or self.times.dtype.kind != "M":
+            raise ZooError(
+                "the table has no dates, which calendar covariates need; name its time column, or set calendar=false"
+            )
+        if self.frequency.kind == "fixed":
+            first = self.times.iloc[self.rows_S2[s, 0]]
+            return list(first + self.frequency.step * np.arange(self.length_S[s]))
+        return self.last_times(s, int(self.length_S[s]))
 
     def last_times(self, s: int, count: int) -> list[Any]:
         """Times of a series' last ``count`` points, worked out where a row is missing; row numbers without times."""
@@ -74,8 +100,9 @@ class WindowDataset(Dataset):
 
     ``past (L,)``, ``past_valid (L,)`` bool, ``future (H,)``, ``future_valid (H,)`` bool: standardised by the series'
     train statistics, 0 where invalid; ``mean``, ``std`` to return to the original units; ``mase_scale``, ``season``
-    (int64), ``series`` (int64): scalars. A gap in the past is filled by interpolation between its ends, one that
-    reaches the forecast origin by the last value seen, so nothing later than the origin leaks into ``past``.
+    (int64), ``series`` (int64): scalars; ``covariates (L + H, C)`` where the data set has any. A gap in the
+    past is filled by interpolation between its ends, one that reaches the forecast origin by the last value seen, so
+    nothing later than the origin leaks into ``past``.
     """
 
     def __init__(self, store: Store, origin_S: np.ndarray, count_S: np.ndarray, stride: int) -> None:
@@ -110,6 +137,11 @@ class WindowDataset(Dataset):
             past_BL = torch.minimum(past_BL, store.seen_N[origin_B - 1, None].long())
         future_BH = origin_B[:, None] + torch.arange(store.horizon)
         future_valid_BH = store.observed_N[future_BH]
+        covariates = {}
+        if store.covariates_NC is not None:
+            every_BT = torch.cat([origin_B[:, None] + torch.arange(-store.context, 0), future_BH], dim=1)
+            inside_BT = torch.nn.functional.pad(past_valid_BL, (0, store.horizon), value=True)
+            covariates["covariates"] = store.covariates_NC[every_BT.clamp(min=0)] * inside_BT[..., None]
         return {
             "past": store.values_N[past_BL.clamp(min=0)] * past_valid_BL,
             "past_valid": past_valid_BL,
@@ -120,6 +152,7 @@ class WindowDataset(Dataset):
             "mase_scale": store.scale_S[series_B],
             "season": torch.full_like(series_B, store.season),
             "series": series_B,
+            **covariates,
         }
 
 
@@ -138,6 +171,7 @@ class Store:
     mean_S: Tensor
     std_S: Tensor
     scale_S: Tensor
+    covariates_NC: Tensor | None = None
 
 
 class SeriesDataset:
@@ -149,6 +183,7 @@ class SeriesDataset:
         context, horizon: points before and after a forecast origin.
         stride: rows between two train windows; val and test score every window.
         season: rows a season; None takes the frequency's own.
+        calendar: give every point its hour, weekday, day of month and day of year, for models that take covariates.
 
     Val and test windows look back into the split before them. Train windows start where the context is full, or, in
     a train part shorter than context + horizon, from half of what is left of it, left-padded with invalid points.
@@ -167,6 +202,7 @@ class SeriesDataset:
         horizon: int,
         stride: int = 1,
         season: int | None = None,
+        calendar: bool = False,
     ) -> None:
         for name, value in (("context", context), ("horizon", horizon), ("stride", stride), ("season", season or 1)):
             if value < 1:
@@ -181,6 +217,8 @@ class SeriesDataset:
             keep = [s for s in range(len(panel.names)) if s not in set(blank)]
             panel, bounds_S3 = panel.select(keep), bounds_S3[keep]
         self.store = self._standardise(panel, bounds_S3, context, horizon, season or panel.frequency.season)
+        covariates = Covariates(calendar=calendar).fit(panel, bounds_S3[:, 0])
+        self.store.covariates_NC = covariates.of(panel)
         self._windows = {name: self._window(name, bounds_S3, stride) for name in ("train", "val", "test")}
         for name, windows in self._windows.items():
             if len(windows) == 0:
@@ -199,6 +237,7 @@ class SeriesDataset:
             "columns": panel.names,
             "mean": store.mean_S.tolist(),
             "std": store.std_S.tolist(),
+            "covariates": asdict(covariates),
         }
 
     def split(self, name: Split) -> WindowDataset:

@@ -20,17 +20,38 @@ class Prediction(NamedTuple):
 
 
 class Forecaster(Model):
-    """A model of univariate windows; the variates of a multivariate series are windows of their own."""
+    """A model of univariate windows; the variates of a multivariate series are windows of their own.
+
+    A model with ``covariates`` gets known ones as ``covariates_BTC`` (T past and future points, C channels) in each of
+    the methods below; the others are never given any.
+    """
+
+    @property
+    def covariates(self) -> int:
+        """Channels of covariates that the model takes."""
+        return int(getattr(self.config, "covariates", 0))
 
     def training_predictions(
-        self, past_BL: Tensor, past_valid_BL: Tensor, future_BH: Tensor, future_valid_BH: Tensor
+        self, past_BL: Tensor, past_valid_BL: Tensor, future_BH: Tensor, future_valid_BH: Tensor, **covariates: Tensor
     ) -> tuple[list[Prediction], Routing]:
         """Predictions to learn from, one a head. By default the forecast itself."""
-        return [Prediction(self.forecast(past_BL, past_valid_BL, future_BH.shape[1]), future_BH, future_valid_BH)], ()
+        predicted = self.forecast(past_BL, past_valid_BL, future_BH.shape[1], **covariates)
+        return [Prediction(predicted, future_BH, future_valid_BH)], ()
 
     def forecast(self, past_BL: Tensor, past_valid_BL: Tensor, horizon: int, season_B: Tensor | None = None) -> Tensor:
         """The next ``horizon`` points, (B, horizon). Invalid past points hold 0."""
         raise TypeError(f"{type(self).__name__} does not forecast")
+
+    @property
+    def levels(self) -> list[float]:
+        """The quantiles that each prediction to learn from has in its last dimension; empty for points."""
+        return []
+
+    def quantiles(
+        self, past_BL: Tensor, past_valid_BL: Tensor, horizon: int, levels: list[float], **covariates: Tensor
+    ) -> Tensor | None:
+        """The next points at these levels, (B, len(levels), horizon); None for a model of points."""
+        return None
 
     def dummy_inputs(self, batch_size: int = 2, length: int = 64) -> dict[str, Tensor]:
         return {"x_BL": torch.randn(batch_size, length)}

@@ -24,7 +24,7 @@ from zoo.train.task import Batch, Loss, Task
 if TYPE_CHECKING:
     import pandas as pd
 
-    from zoo_time_series.data.frame import Context
+    from zoo_time_series.data.context import Context
 
 
 @dataclass
@@ -75,6 +75,7 @@ class Forecasting(Task):
             valid,
             _standardise(batch["future"], shift_B1, scale_B1, batch["future_valid"]),
             batch["future_valid"],
+            **known(model, batch),
         )
         losses = []
         for head in heads:
@@ -94,7 +95,10 @@ class Forecasting(Task):
 
     def update(self, metrics: MetricCollection, model: Any, batch: Batch) -> None:
         future_BH, valid_BH = batch["future"], batch["future_valid"]
-        predicted_BH = self.forecast(model, batch["past"], batch["past_valid"], future_BH.shape[1], batch["season"])
+        more = known(model, batch)
+        predicted_BH = self.forecast(
+            model, batch["past"], batch["past_valid"], future_BH.shape[1], batch["season"], **more
+        )
         predicted, target = predicted_BH[valid_BH], future_BH[valid_BH]
         metrics["mse"].update(predicted, target)
         metrics["mae"].update(predicted, target)
@@ -103,12 +107,18 @@ class Forecasting(Task):
         metrics["smape"].update((predicted_BH * std_B1 + mean_B1)[valid_BH], (future_BH * std_B1 + mean_B1)[valid_BH])
 
     def forecast(
-        self, model: Any, past_BL: Tensor, valid_BL: Tensor, horizon: int, season_B: Tensor | None = None
+        self,
+        model: Any,
+        past_BL: Tensor,
+        valid_BL: Tensor,
+        horizon: int,
+        season_B: Tensor | None = None,
+        **covariates: Tensor,
     ) -> Tensor:
         """(B, horizon) in the units of ``past_BL``."""
         shift_B1, scale_B1 = self._window_scale(past_BL, valid_BL)
         window_BL = _standardise(past_BL, shift_B1, scale_B1, valid_BL)
-        predicted: Tensor = model.forecast(window_BL, valid_BL, horizon, season_B)
+        predicted: Tensor = model.forecast(window_BL, valid_BL, horizon, season_B, **covariates)
         return predicted * scale_B1 + shift_B1
 
     def rivals(self, preprocessing: Mapping[str, Any]) -> dict[str, nn.Module]:
@@ -116,7 +126,7 @@ class Forecasting(Task):
 
     def predict(self, model: Any, preprocessing: Mapping[str, Any], inputs: Mapping[str, Any]) -> Forecast:
         """Forecast every column (or series) of a table beyond its last row."""
-        from zoo_time_series.data.frame import frame_to_context
+        from zoo_time_series.data.context import frame_to_context
 
         horizon = inputs["horizon"] if inputs["horizon"] is not None else preprocessing["horizon"]
         if not isinstance(horizon, int) or horizon < 1:
@@ -162,6 +172,18 @@ class Forecasting(Task):
         # A constant window has no scale of its own: it keeps the data's.
         scale_B1 = (centred_BL.square().sum(1, keepdim=True) / count_B1).sqrt()
         return shift_B1, torch.where(scale_B1 < 1e-4, 1.0, scale_B1)
+
+
+def known(model: Any, batch: Batch) -> dict[str, Tensor]:
+    """The covariates of a batch, as the keyword that a model which takes some wants. Raises `ZooError` without them."""
+    if not getattr(model, "covariates", 0):
+        return {}
+    if "covariates" not in batch:
+        raise ZooError(
+            f"the model takes covariates={model.covariates} channels, and the data give none; set data.calendar=true, "
+            "or model.covariates=0"
+        )
+    return {"covariates_BTC": batch["covariates"]}
 
 
 def _standardise(x: Tensor, shift: Tensor, scale: Tensor, valid: Tensor) -> Tensor:
