@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from zoo import config as zc
@@ -10,12 +11,13 @@ from zoo.spec import ZooError
 from zoo.train.recipe import in_plugin_of, read_recipe
 
 
-def data_section(name: str, overrides: zc.Tree) -> zc.Tree:
-    """The resolved ``data`` section for ``zoo eval NAME``. Raises `ZooError` for other keys and without data."""
+def data_section(name: str, overrides: zc.Tree, command: str = "eval", more: Sequence[str] = ()) -> zc.Tree:
+    """The resolved ``data`` section for ``zoo eval NAME`` and its like. Raises `ZooError` for other keys (``more`` are
+    further ones of the command) and without data."""
     unknown = set(overrides) - {"data"}
     if unknown:
-        known = ("data", "device", "split", "batch_size", "limit")
-        raise ZooError(f"unknown setting '{min(unknown)}' of zoo eval; {registry.suggest(min(unknown), known)}")
+        known = ("data", "device", "split", "batch_size", "limit", *more)
+        raise ZooError(f"unknown setting '{min(unknown)}' of zoo {command}; {registry.suggest(min(unknown), known)}")
     if name.startswith((".", "/", "~")):
         hub.folder.saved_folder(Path(name).expanduser())
     base, chosen = _own_data(name), overrides.get("data")
