@@ -1,6 +1,6 @@
 """The fast CPU path: fp32 in C (csrc/), other dtypes through the reference's maths.
 
-Legend: T tokens, E experts, D model width, F inner width, W = 2F (gated) or F, N pairs in sorted order.
+Legend: T tokens, K slots, E experts, D model width, F inner width, W = 2F (gated) or F, N pairs in sorted order.
 """
 
 import ctypes
@@ -12,8 +12,6 @@ from torch import Tensor
 from zoo_kernels import reference
 from zoo_kernels.build import BuildError, library
 from zoo_kernels.plan import Plan
-
-route = reference.route
 
 _KINDS = {"silu": 0, "swiglu": 0, "gelu": 1, "geglu": 1, "relu": 2, "reglu": 2, "clamped_swiglu": 3}
 _KINDS |= {"gelu_tanh": 4, "geglu_tanh": 4, "relu2": 5}
@@ -34,6 +32,36 @@ class _Ffn(ctypes.Structure):
         ("limit", ctypes.c_float),
         *((name, ctypes.c_void_p) for name in _INPUTS + _OUTPUTS),
     )
+
+
+class _Routing(ctypes.Structure):
+    """Mirrors `routing` of csrc/route.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("tokens", "experts", "slots", "threads")),
+        *((name, ctypes.c_int64) for name in ("score", "after", "renorm", "groups", "kept")),
+        ("scale", ctypes.c_float),
+        *((name, ctypes.c_void_p) for name in ("logits", "bias", "index", "weight", "scores")),
+        *((name, ctypes.c_void_p) for name in ("dweight", "dscores", "dlogits")),
+    )
+
+
+class _Rows(ctypes.Structure):
+    """Mirrors `row_call` of csrc/rows.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("tokens", "pairs", "used", "model", "threads")),
+        *((name, ctypes.c_void_p) for name in ("token", "pair", "x", "rows", "weight", "out", "dweight")),
+    )
+
+
+def _call(function: str, call: ctypes.Structure, tensors: dict[str, Tensor | None]) -> None:
+    """Runs `function` of the library on a structure whose pointers are those of the tensors; NULL if None or empty."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.numel():
+            setattr(call, name, tensor.data_ptr())
+    if getattr(library(), function)(ctypes.byref(call)):
+        raise MemoryError("zoo_kernels: out of memory")
 
 
 def unavailable() -> str:
@@ -86,6 +114,93 @@ def sort_pairs(expert_N: Tensor, used_N: Tensor | None, num_experts: int) -> tup
     return pair_N, offset_E1
 
 
+def route_forward(
+    logits_TE: Tensor,
+    bias_E: Tensor | None,
+    k: int,
+    score: str,
+    order: str,
+    renorm: bool,
+    scale: float,
+    num_groups: int,
+    groups_kept: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(index_TK int64, weight_TK fp32, scores_TE fp32); see `zoo_kernels.ops.route`. No groups: 0, 0."""
+    tokens, experts = logits_TE.shape
+    scores_TE, weight_TK = torch.empty(tokens, experts), torch.empty(tokens, k)
+    index_TK = torch.empty(tokens, k, dtype=torch.int64)
+    tensors = {"logits": logits_TE.float().contiguous(), "index": index_TK, "weight": weight_TK, "scores": scores_TE}
+    tensors["bias"] = None if bias_E is None else bias_E.float().contiguous()
+    call = _routing(logits_TE, k, score, order, renorm, scale)
+    call.groups, call.kept = num_groups, groups_kept
+    _call("zoo_route", call, tensors)
+    return index_TK, weight_TK, scores_TE
+
+
+def route_backward(
+    dweight_TK: Tensor | None,
+    dscores_TE: Tensor | None,
+    logits_TE: Tensor,
+    index_TK: Tensor,
+    scores_TE: Tensor,
+    score: str,
+    order: str,
+    renorm: bool,
+    scale: float,
+) -> Tensor:
+    """dlogits_TE in the type of the logits; a gradient that is None is zero."""
+    dlogits_TE = torch.empty(logits_TE.shape)
+    tensors = {"logits": logits_TE.float(), "dweight": dweight_TK, "dscores": dscores_TE}
+    tensors = {name: tensor if tensor is None else tensor.contiguous() for name, tensor in tensors.items()}
+    tensors |= {"index": index_TK, "scores": scores_TE, "dlogits": dlogits_TE}
+    _call("zoo_route", _routing(logits_TE, index_TK.shape[1], score, order, renorm, scale), tensors)
+    return dlogits_TE.to(logits_TE.dtype)
+
+
+def _routing(logits_TE: Tensor, k: int, score: str, order: str, renorm: bool, scale: float) -> _Routing:
+    tokens, experts = logits_TE.shape
+    return _Routing(
+        tokens=tokens, experts=experts, slots=k, threads=_threads(), score=("softmax", "sigmoid", "none").index(score),
+        after=order == "topk_then_score", renorm=renorm, scale=scale,
+    )  # fmt: skip
+
+
+def round_tokens(select_TE: Tensor, state_TE: Tensor, tile: int) -> Tensor:
+    """(T, E) bool; see `zoo_kernels.ops.round_tokens`. State: 0 closed, 1 open, 2 chosen."""
+    chosen_TE = torch.empty(state_TE.shape, dtype=torch.bool)
+    tensors = (select_TE.contiguous(), state_TE.contiguous(), chosen_TE)
+    sizes = (*state_TE.shape, tile, _threads())
+    if library().zoo_round_tokens(*map(ctypes.c_int64, sizes), *(ctypes.c_void_p(t.data_ptr()) for t in tensors)):
+        raise MemoryError("zoo_kernels: out of memory")
+    return chosen_TE
+
+
+def expand_rows(
+    x_TD: Tensor, plan: Plan, rows_ND: Tensor | None = None, weight_N: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """(N, D) x[token], zero for unused pairs; with weights (pair order) times them, and <x[token], rows> (N,)."""
+    out_ND = empty(plan.token_N.shape[0], x_TD.shape[1])
+    dweight_N = torch.empty(0 if weight_N is None else weight_N.shape[0])
+    _rows("zoo_expand", plan, {"x": x_TD, "rows": rows_ND, "weight": weight_N, "out": out_ND, "dweight": dweight_N})
+    return out_ND, dweight_N
+
+
+def combine_rows(rows_ND: Tensor, weight_N: Tensor | None, plan: Plan) -> Tensor:
+    """(T, D) = sum over each token's pairs of weight times row; no weights means ones."""
+    out_TD = empty(plan.num_tokens, rows_ND.shape[1])
+    weight_N = None if weight_N is None else weight_N.contiguous()
+    _rows("zoo_combine", plan, {"rows": rows_ND, "weight": weight_N, "out": out_TD})
+    return out_TD
+
+
+def _rows(function: str, plan: Plan, tensors: dict[str, Tensor | None]) -> None:
+    call = _Rows(
+        tokens=plan.num_tokens, pairs=plan.token_N.shape[0], used=int(plan.offset_E1[-1]),
+        model=tensors["out"].shape[1], threads=_threads(),
+    )  # fmt: skip
+    _call(function, call, tensors | {"token": plan.token_N, "pair": plan.pair_N})
+
+
 def _is_fp32(*tensors: Tensor | None) -> bool:
     return all(tensor is None or tensor.dtype == torch.float32 for tensor in tensors)
 
@@ -125,11 +240,7 @@ def _run(
         in_turned=_turned(w_in), out_turned=_turned(w_out), limit=float("inf") if limit is None else limit,
         token=plan.token_N.data_ptr(), pair=plan.pair_N.data_ptr(), offset=plan.offset_E1.data_ptr(),
     )  # fmt: skip
-    for name, tensor in tensors.items():
-        if tensor is not None and tensor.numel():
-            setattr(call, name, tensor.data_ptr())
-    if library().zoo_ffn(ctypes.byref(call)):
-        raise MemoryError("zoo_kernels: out of memory")
+    _call("zoo_ffn", call, tensors)
 
 
 def ffn_forward(

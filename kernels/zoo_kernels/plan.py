@@ -17,6 +17,7 @@ class Plan(NamedTuple):
     offset_E1: Tensor  # int64, (E + 1,); offset_E1[E] is the number of used pairs
     num_tokens: int
     num_experts: int
+    slots: int = 0  # K if the pairs are T x K, 0 if that is not known
 
 
 def used_mask(plan: Plan) -> Tensor:

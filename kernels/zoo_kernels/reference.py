@@ -88,6 +88,16 @@ def _top(values: Tensor, k: int) -> Tensor:
     return torch.sort(values, dim=-1, descending=True, stable=True).indices[..., :k]
 
 
+def round_tokens(select_TE: Tensor, state_TE: Tensor, tile: int) -> Tensor:
+    """(T, E) bool; see `zoo_kernels.ops.round_tokens`. State: 0 closed, 1 open, 2 chosen."""
+    counts_E, open_E = (state_TE == 2).sum(0), (state_TE > 0).sum(0)
+    rows_E = torch.minimum((2 * counts_E + tile) // (2 * tile), open_E // tile) * tile
+    # two stable sorts: by score, then the chosen before the others before the closed
+    by_score_TE = select_TE.argsort(dim=0, descending=True, stable=True)
+    by_state_TE = state_TE.gather(0, by_score_TE).argsort(dim=0, descending=True, stable=True)
+    return by_score_TE.gather(0, by_state_TE).argsort(0) < rows_E
+
+
 def expand(x_TD: Tensor, plan: Plan) -> Tensor:
     """(N, D) rows of x in sorted order; rows of unused pairs are zero."""
     return x_TD.index_select(0, plan.token_N).masked_fill(~used_mask(plan).unsqueeze(1), 0)

@@ -53,6 +53,23 @@ def test_same_bits_run_to_run_and_for_one_and_two_threads() -> None:
         assert (got - want).norm() <= 1e-6 * want.norm()
 
 
+def test_rows_and_routing_have_the_same_bits_for_any_number_of_threads() -> None:
+    torch.manual_seed(0)
+    logits, x = torch.randn(999, 33, requires_grad=True), torch.randn(999, 70, requires_grad=True)
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            index, weight, scores = ops.route(logits, 4, renorm=True)
+            plan = ops.plan(index, 33)
+            y = ops.combine(ops.expand(x, plan), weight.flatten(), plan)
+            rounded = ops.round_tokens(scores, index, 16)
+            results.append([y, rounded, *torch.autograd.grad(y.square().sum() + scores.square().sum(), (logits, x))])
+    finally:
+        torch.set_num_threads(threads)
+    assert all(same(results[0], other) for other in results[1:])
+
+
 @pytest.mark.parametrize("threads", [1, 3, 7])
 def test_an_expert_cut_between_groups(threads: int) -> None:
     x, weight, w_in, w_out, _ = leaves()
@@ -190,11 +207,21 @@ def test_export_keeps_all_experts() -> None:
 
 def test_opcheck() -> None:
     x, weight, w_in, w_out, plan = leaves(tokens=6, model=5, inner=4, experts=3)
-    args = (x, weight, *plan[:3], w_in, w_out, None, None, "swiglu", None, False, True, "cpu")
+    args = (x, weight, *plan[:3], 2, w_in, w_out, None, None, "swiglu", None, False, True, "cpu")
     # what is promised to autograd and the compiler: schema, fakes, registrations
     utils = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(torch.ops.zoo.expert_ffn.default, args, test_utils=utils)
-    torch.library.opcheck(torch.ops.zoo.sort_pairs.default, (torch.tensor([1, 0, 1]), None, 2, "cpu"), test_utils=utils)
+    logits = torch.randn(6, 3, requires_grad=True)
+    route = (logits, None, 2, "softmax", "score_then_topk", True, 1.0, 0, 0, "cpu")
+    rows = torch.randn(12, 5, requires_grad=True)
+    for op, arguments in (
+        ("sort_pairs", (torch.tensor([1, 0, 1]), None, 2, "cpu")),
+        ("route", route),
+        ("round_tokens", (logits.detach(), torch.ones(6, 3, dtype=torch.uint8), 2, "cpu")),
+        ("expand", (x, *plan[:3], 2, "cpu")),
+        ("combine", (rows, weight, *plan[:3], 6, 2, "cpu")),
+    ):
+        torch.library.opcheck(getattr(torch.ops.zoo, op).default, arguments, test_utils=utils)
 
 
 def test_autocast() -> None:

@@ -265,6 +265,89 @@ def test_plan_is_a_stable_permutation() -> None:
     assert all(torch.equal(a, b) for a, b in zip(plans[0][:3], plans[1][:3], strict=True))
 
 
+ROUTES = [
+    {},
+    {"renorm": True, "scale": 2.5},
+    {"order": "topk_then_score"},
+    {"order": "topk_then_score", "score": "sigmoid", "renorm": True},
+    {"score": "sigmoid", "renorm": True, "select_bias_E": True, "num_groups": 4, "groups_kept": 2},
+    {"score": "none", "select_bias_E": True, "num_groups": 12, "groups_kept": 5},
+]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("options", ROUTES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 1e-2), (torch.float64, 0)])
+def test_routing_and_its_gradient(backend: str, options: dict, dtype: torch.dtype, tolerance: float) -> None:
+    torch.manual_seed(0)
+    options = options | ({"select_bias_E": torch.randn(36)} if "select_bias_E" in options else {})
+    logits = torch.randn(67, 36).to(dtype).requires_grad_()
+    exact = logits.detach().double().requires_grad_()
+    index, *got = ops.route(logits, 5, backend=backend, **options)
+    want_index, *want = reference.route(exact, 5, **options)
+    assert torch.equal(index, want_index)
+    assert all((a.double() - b).norm() <= 2e-6 * b.norm() for a, b in zip(got, want, strict=True))
+    upstream = [torch.randn_like(out) for out in got]
+    for used in ([0, 1], [0], [1]):  # both results, or one of them, are used
+        pick = [[tensors[i] for i in used] for tensors in (got, want, upstream)]
+        (dgot,) = torch.autograd.grad(pick[0], logits, pick[2], retain_graph=True)
+        (dwant,) = torch.autograd.grad(pick[1], exact, [u.double() for u in pick[2]], retain_graph=True)
+        assert dgot.dtype == dtype and (dgot.double() - dwant).norm() <= tolerance * dwant.norm() + 1e-13
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_routing_of_ties_infinities_and_nothing(backend: str) -> None:
+    assert ops.route(torch.zeros(2, 5), 5, backend=backend)[0].tolist() == [[0, 1, 2, 3, 4]] * 2
+    index, weight, scores = ops.route(torch.tensor([[-torch.inf, 3.0, 1.0, -torch.inf]]), 3, backend=backend)
+    assert index.tolist() == [[1, 2, 0]] and weight[0, 2] == scores[0, 3] == 0
+    assert ops.route(torch.full((1, 20), torch.nan), 3, backend=backend)[0].max() < 20
+    assert [tuple(out.shape) for out in ops.route(torch.zeros(0, 5), 2, backend=backend)] == [(0, 2), (0, 2), (0, 5)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("tokens", "experts", "k", "tile"), [(1, 1, 1, 1), (40, 7, 2, 3), (777, 5, 3, 16), (0, 4, 2, 8)]
+)
+@pytest.mark.parametrize("ties", [False, True])
+def test_token_rounding(backend: str, tokens: int, experts: int, k: int, tile: int, ties: bool) -> None:
+    torch.manual_seed(0)
+    select, valid = torch.randn(tokens, experts), torch.rand(tokens) < 0.8
+    if ties:
+        select = (2 * select).round() / 2
+        select[select < -1] = -torch.inf
+    index = reference.select(select, k, None, None, None)
+    chosen = ops.round_tokens(select, index, tile, valid, backend=backend)
+    open_TE = valid[:, None] & (select > -torch.inf)
+    before = torch.zeros_like(open_TE).scatter(1, index, True) & open_TE
+    for e in range(experts):
+        # by hand: the nearest multiple; the chosen by score, then the others by score
+        rows = min(int((before[:, e].sum() / tile + 0.5).floor()), int(open_TE[:, e].sum()) // tile) * tile
+        order = sorted(range(tokens), key=lambda t: (not before[t, e], not open_TE[t, e], -select[t, e].item(), t))
+        assert chosen[:, e].nonzero().flatten().tolist() == sorted(order[:rows])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("slots", [0, 3])
+def test_expand_and_combine_and_their_gradients(backend: str, slots: int) -> None:
+    """Of T x K pairs, and of any list of pairs."""
+    torch.manual_seed(0)
+    expert, used = torch.randint(0, 4, (60,)), torch.rand(60) < 0.8
+    plan = ops.plan(expert.view(20, 3), 4, used.view(20, 3))
+    if not slots:
+        plan = ops.plan_pairs(torch.randint(0, 19, (60,)), expert, 20, 4, used)
+    assert plan.slots == slots
+    results = []
+    inputs = torch.randn(20, 21), torch.randn(60, 21), torch.rand(60)
+    for dtype in (torch.float32, torch.float64):
+        x, rows, weight = (tensor.to(dtype).requires_grad_() for tensor in inputs)
+        with ops.use_backend(backend if dtype == torch.float32 else "reference"):
+            outs = ops.expand(x, plan), ops.combine(rows, weight, plan)
+        loss = sum((out * out.detach().cos()).sum() for out in outs)
+        results.append([*outs, *torch.autograd.grad(loss, (x, rows, weight))])
+    for got, want in zip(*results, strict=True):
+        assert (got.double() - want).norm() <= 2e-6 * want.norm()
+
+
 def test_expert_choice_is_a_list_of_pairs() -> None:
     torch.manual_seed(0)
     scores_ET, capacity = torch.rand(4, 10), 3

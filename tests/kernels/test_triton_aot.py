@@ -27,7 +27,7 @@ from triton.runtime.jit import mangle_type
 
 from zoo_kernels import triton as zoo_triton
 from zoo_kernels.plan import Plan
-from zoo_kernels.triton import common, dispatch, router, tiles
+from zoo_kernels.triton import common, dispatch, rounding, router, tiles
 
 GOLDEN = Path(__file__).with_name("triton_golden.json")
 TARGETS = {
@@ -54,7 +54,7 @@ def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
 
 def routed(num_tokens: int, k: int, num_experts: int) -> Plan:
     index = functools.partial(meta, dtype=torch.int64)
-    return Plan(index(num_tokens * k), index(num_tokens * k), index(num_experts + 1), num_tokens, num_experts)
+    return Plan(index(num_tokens * k), index(num_tokens * k), index(num_experts + 1), num_tokens, num_experts, k)
 
 
 def train(
@@ -91,6 +91,10 @@ def sort() -> None:
     zoo_triton.sort_pairs(meta(65536, dtype=torch.int64), meta(65536, dtype=torch.bool), 256)
 
 
+def round_tokens() -> None:
+    rounding.round_tokens(meta(8192, 64, dtype=torch.float32), meta(8192, 64, dtype=torch.uint8), 128)
+
+
 swiglu = functools.partial(train, "swiglu", False, False)
 gpt_oss = functools.partial(train, "clamped_swiglu", True, True)
 # Name: what the host runs, which kernel of it, which launch of that kernel, and whether it multiplies matrices.
@@ -107,6 +111,7 @@ KERNELS: dict[str, tuple[Callable[[], None], str, int, bool]] = {
     "weight_gradient_in": (swiglu, "wgrad_kernel", 0, True),
     "weight_gradient_out": (swiglu, "wgrad_kernel", 1, True),
     "weight_gradient_sum": (swiglu, "reduce_kernel", 0, False),
+    "down_backward_geglu_tanh": (functools.partial(train, "geglu_tanh", False, False), "down_backward_kernel", 0, True),
     "bias_gradient": (gpt_oss, "bias_kernel", 1, False),
     "recompute": (functools.partial(swiglu, keep=False), "gemm_kernel", -1, True),
     "up_int8": (functools.partial(decode, torch.int8), "up_kernel", 0, True),
@@ -115,6 +120,7 @@ KERNELS: dict[str, tuple[Callable[[], None], str, int, bool]] = {
     "down_ternary": (functools.partial(decode, torch.uint8), "gemm_kernel", 0, True),
     "router": (route, "route_kernel", 0, False),
     "router_backward": (route, "route_backward_kernel", 0, False),
+    "round_tokens": (round_tokens, "round_kernel", 0, False),
     "histogram": (sort, "histogram_kernel", 0, False),
     "scatter": (sort, "scatter_kernel", 0, False),
     "expand": (lambda: dispatch.expand_rows(meta(8192, 2048), routed(8192, 8, 64)), "expand_kernel", 0, False),

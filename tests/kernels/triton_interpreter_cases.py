@@ -4,6 +4,7 @@ Uninitialised memory is NaN here, so a row that is read although nobody wrote it
 Shape suffixes: T tokens, K slots, E experts, D model, F inner, N pairs.
 """
 
+import functools
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -15,8 +16,6 @@ from zoo_kernels import ops, quant, reference
 from zoo_kernels import triton as zoo_triton
 from zoo_kernels.plan import Plan
 from zoo_kernels.triton import common, gemm, plan, tiles, wgrad
-from zoo_kernels.triton.dispatch import combine, expand
-from zoo_kernels.triton.router import _route, route
 
 assert tiles.INTERPRET, "run me through test_triton_interpreter.py"
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
@@ -109,7 +108,7 @@ def test_router(options: dict[str, object], dtype: torch.dtype) -> None:
     options = {**options, **({"select_bias_E": torch.randn(12)} if options.get("select_bias_E") else {})}
     logits_TE = torch.randn(180, 12).to(dtype).requires_grad_()
     wanted_logits_TE = logits_TE.detach().double().requires_grad_()
-    index_TK, *found = route(logits_TE, 3, **options)
+    index_TK, *found = ops.route(logits_TE, 3, backend="triton", **options)
     wanted_index_TK, *wanted = reference.route(wanted_logits_TE, 3, **options)
     assert torch.equal(index_TK, wanted_index_TK)
     assert max(error(a, b) for a, b in zip(found, wanted, strict=True)) < 2e-6
@@ -120,6 +119,7 @@ def test_router(options: dict[str, object], dtype: torch.dtype) -> None:
 
 
 def test_router_ties_infinities_and_no_tokens() -> None:
+    route = functools.partial(ops.route, backend="triton")
     assert route(torch.zeros(2, 5), 5)[0].tolist() == [[0, 1, 2, 3, 4]] * 2
     logits_TE = torch.tensor([[float("-inf"), float("-inf"), 1.0, float("-inf")]])
     assert route(logits_TE, 3)[0].tolist() == reference.route(logits_TE, 3)[0].tolist() == [[2, 0, 1]]
@@ -128,32 +128,46 @@ def test_router_ties_infinities_and_no_tokens() -> None:
 
 
 def test_the_fakes_of_the_router_agree() -> None:
-    checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(
-        _route, (torch.randn(4, 6), None, 2, "softmax", "score_then_topk", True, 1.0, 0, 0), test_utils=checks
-    )
+    inputs = torch.randn(4, 6), None, 2, "softmax", "score_then_topk", True, 1.0, 0, 0, "triton"
+    torch.library.opcheck(torch.ops.zoo.route.default, inputs, test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize(
+    "num_tokens, num_experts, k, tile", [(1, 1, 1, 1), (40, 5, 2, 3), (1500, 2, 1, 128), (0, 3, 2, 4)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_token_rounding(num_tokens: int, num_experts: int, k: int, tile: int, dtype: torch.dtype) -> None:
+    select_TE = (2 * torch.randn(num_tokens, num_experts)).to(dtype)
+    if dtype == torch.float16:  # ties, zeros of both signs, closed ones
+        select_TE = select_TE.round().masked_fill(select_TE < -3, -torch.inf)
+    index_TK, valid_T = reference.select(select_TE, k, None, None, None), torch.rand(num_tokens) < 0.8
+    found = ops.round_tokens(select_TE, index_TK, tile, valid_T, backend="triton")
+    assert torch.equal(found, ops.round_tokens(select_TE, index_TK, tile, valid_T, backend="reference"))
 
 
 # Expand and combine
 
 
-def test_expand_and_combine_of_any_list_of_pairs() -> None:
-    num_tokens, num_experts, num_pairs, model = 9, 3, 30, 21
-    token_N, expert_N = torch.randint(0, num_tokens - 1, (num_pairs,)), torch.randint(0, num_experts, (num_pairs,))
-    pair_N, offset_E1 = reference.sort_pairs(expert_N, torch.rand(num_pairs) < 0.8, num_experts)
-    routed = Plan(token_N[pair_N], pair_N, offset_E1, num_tokens, num_experts)
-    inputs = torch.randn(num_tokens, model), torch.randn(num_pairs, model), torch.rand(num_pairs)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("slots", [0, 3])
+def test_expand_and_combine(slots: int, dtype: torch.dtype) -> None:
+    """Of T x K pairs, and of any list of pairs."""
+    num_tokens, num_experts, num_pairs, model = 10, 3, 30, 21
+    expert_N, used_N = torch.randint(0, num_experts, (num_pairs,)), torch.rand(num_pairs) < 0.8
+    routed = ops.plan(expert_N.view(10, 3), num_experts, used_N.view(10, 3))
+    if not slots:
+        routed = ops.plan_pairs(torch.randint(0, num_tokens - 1, (num_pairs,)), expert_N, num_tokens, 3, used_N)
+    assert routed.slots == slots
+    inputs = [torch.randn(shape).to(dtype) for shape in ((num_tokens, model), (num_pairs, model), (num_pairs,))]
     results = []
-    for expand_op, combine_op, dtype in (
-        (expand, combine, torch.float32),
-        (reference.expand, reference.combine, torch.float64),
-    ):
-        x_TD, rows_ND, weight_N = (tensor.to(dtype).requires_grad_() for tensor in inputs)
-        used_ND = torch.where((torch.arange(num_pairs) < routed.offset_E1[-1])[:, None], rows_ND, 0)
-        outs = expand_op(x_TD, routed), combine_op(used_ND, weight_N, routed)
+    for backend in ("triton", "reference"):
+        wide = dtype if backend == "triton" else torch.float64
+        x_TD, rows_ND, weight_N = (tensor.to(wide).requires_grad_() for tensor in inputs)
+        with ops.use_backend(backend):
+            outs = ops.expand(x_TD, routed), ops.combine(rows_ND, weight_N, routed)
         loss = sum((out * out.detach().cos()).sum() for out in outs)
         results.append([*outs, *torch.autograd.grad(loss, (x_TD, rows_ND, weight_N))])
-    assert max(error(a, b) for a, b in zip(*results, strict=True)) < 2e-6
+    assert max(error(a, b) for a, b in zip(*results, strict=True)) < TOLERANCE[dtype]
 
 
 # Experts
@@ -283,7 +297,7 @@ def test_tf32_only_where_the_user_allowed_it(allowed: str, monkeypatch: pytest.M
 
 def test_float64_is_refused_with_the_remedy() -> None:
     with pytest.raises(TypeError, match="backend='reference'"):
-        route(torch.zeros(2, 4, dtype=torch.float64), 1)
+        ops.route(torch.zeros(2, 4, dtype=torch.float64), 1, backend="triton")
 
 
 # Quantised experts

@@ -1,36 +1,11 @@
-// Activations and their derivatives on vectors; exp to about 1 ulp, GELU through erfc (relative error below 5e-7).
+// Activations and their derivatives on vectors; GELU through erfc (relative error below 5e-7).
 #ifndef ZOO_ACTIVATION_H
 #define ZOO_ACTIVATION_H
-#include "gemm.h"
+#include "vec.h"
 
 // CLAMPED: GPT-OSS, gate * sigmoid(1.702 gate) * (up + 1); TANH: GELU's approximation by tanh; RELU2: relu squared
 enum { SILU, GELU, RELU, CLAMPED, TANH, RELU2 };
 enum { UNGATED, HALVES, PAIRS }; // how gate and up lie in a pre-activation
-
-INLINE vec splat(float x) { return x - (vec){0}; }
-INLINE vec pick(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
-INLINE float sum(vec v) {
-    float s = 0;
-    for (int i = 0; i < VL; i++) s += v[i];
-    return s;
-}
-
-INLINE vec vexp(vec x) {
-    x = pick(x < -87.0f, splat(-87.0f), x);
-    x = pick(x > 88.0f, splat(88.0f), x);
-    const float magic = 12582912.0f; // adding 1.5 * 2^23 rounds to an integer
-    vec n = (x * 1.44269504f + magic) - magic;
-    vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    vec p = r * 1.9875691500e-4f + 1.3981999507e-3f; // Cephes expf
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    return p * (vec)((__builtin_convertvector(n, ivec) + 127) << 23);
-}
-
-INLINE vec vsigmoid(vec x) { return 1.0f / (1.0f + vexp(-x)); }
 
 INLINE vec vcdf(vec x) { // 0.5 erfc(-x / sqrt 2), Chebyshev fit of Numerical Recipes 6.2.2
     vec z = pick(x < 0.0f, -x, x) * 0.70710678f;

@@ -1,22 +1,14 @@
 // Single-precision packed GEMM for the pieces of one expert: rows gathered while packing, results scattered while storing.
-// Written with the compiler's vector extensions: AVX-512, AVX2, NEON or whatever else the machine has.
 #ifndef ZOO_GEMM_H
 #define ZOO_GEMM_H
-#include <stdint.h>
-#include <string.h>
+#include "vec.h"
 
 #if defined(__AVX512F__)
-enum { VL = 16, NV = 2, MR = 14 }; // 28 of 32 registers accumulate
-#include <immintrin.h>
+enum { NV = 2, MR = 14 }; // 28 of 32 registers accumulate
 #else
-enum { VL = 8, NV = 2, MR = 6 };
+enum { NV = 2, MR = 6 };
 #endif
 enum { NR = VL * NV, KC = 512, MC = 16 * MR, NC = 512 };
-typedef float vec __attribute__((vector_size(4 * VL)));
-typedef int32_t ivec __attribute__((vector_size(4 * VL)));
-typedef float uvec __attribute__((vector_size(4 * VL), aligned(4)));
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 32")
 
 // element (lane i, k) is p[row[i] * ld + k], or p[row[k] * ld + i] if k_major; row == NULL means the identity
 typedef struct {
@@ -41,43 +33,7 @@ typedef struct {
 INLINE operand floats(const float *p, int64_t ld, const int64_t *row, int k_major) {
     return (operand){p, ld, row, k_major, 0, NULL};
 }
-INLINE vec load(const float *p) { return *(const uvec *)p; }
-INLINE void store(float *p, vec v) { *(uvec *)p = v; }
-INLINE vec load_n(const float *p, int64_t n) { // the first n lanes, the others 0
-    if (n >= VL) return load(p);
-    vec v = {0};
-    memcpy(&v, p, 4 * n);
-    return v;
-}
-INLINE void store_n(float *p, vec v, int64_t n) {
-    if (n >= VL) store(p, v);
-    else memcpy(p, &v, 4 * n);
-}
-INLINE void store_past_caches(float *p, vec v) {
-#ifdef __AVX512F__
-    _mm512_stream_ps(p, (__m512)v);
-#else
-    store(p, v);
-#endif
-}
-INLINE void fence(void) { // makes streamed stores visible to the threads behind the next barrier
-#ifdef __AVX512F__
-    _mm_sfence();
-#endif
-}
 INLINE const float *row_of(const operand *m, int64_t i) { return m->p + (m->row ? m->row[i] : i) * m->ld; }
-
-INLINE vec zip(vec a, vec b, int high) { // interleaves the low or high halves of a and b
-    ivec mask;
-    UNROLL for (int i = 0; i < VL; i++) mask[i] = (i % 2) * VL + i / 2 + high * (VL / 2);
-    return __builtin_shuffle(a, b, mask);
-}
-
-INLINE vec unzip(vec a, vec b, int odd) { // every other element of a and b
-    ivec mask;
-    UNROLL for (int i = 0; i < VL; i++) mask[i] = 2 * i + odd;
-    return __builtin_shuffle(a, b, mask);
-}
 
 INLINE void transpose(vec *r) {
     UNROLL for (int stage = 1; stage < VL; stage *= 2) {
@@ -163,8 +119,6 @@ static void tile(int m, int64_t depth, const float *a, const float *b, float *co
 }
 
 enum { PACK_A = MC * KC + VL, PACK_B = NC * KC, PACK = PACK_A + PACK_B + 32 }; // floats of workspace
-
-INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
 INLINE int can_stream(const result *c, int64_t n) {
     return c->stream && !c->add && n % VL == 0 && c->ld % VL == 0 && (uintptr_t)c->p % sizeof(vec) == 0;

@@ -2,13 +2,24 @@
 
 import torch
 
-from .dispatch import combine, expand
+from .dispatch import combine_rows, expand_rows
 from .ffn import ffn_backward, ffn_forward
 from .plan import sort_pairs
-from .router import route
+from .rounding import round_tokens
+from .router import route_backward, route_forward
 from .tiles import INTERPRET
 
-__all__ = ["combine", "expand", "ffn_backward", "ffn_forward", "route", "sort_pairs", "unavailable"]
+__all__ = [
+    "combine_rows",
+    "expand_rows",
+    "ffn_backward",
+    "ffn_forward",
+    "round_tokens",
+    "route_backward",
+    "route_forward",
+    "sort_pairs",
+    "unavailable",
+]
 
 
 def unavailable() -> str:

@@ -147,6 +147,7 @@ def route_forward(
     logits_TE: torch.Tensor, bias_E: torch.Tensor | None, k: int, score: str, order: str, renorm: bool, scale: float,
     num_groups: int, groups_kept: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    """(index_TK int64, weight_TK fp32, scores_TE fp32); see `zoo_kernels.ops.route`. No groups: 0, 0."""
     common.check_dtype(logits_TE.dtype)
     num_tokens, num_experts = logits_TE.shape
     logits_TE = logits_TE.contiguous()
@@ -163,20 +164,13 @@ def route_forward(
     return index_TK, weight_TK, scores_TE
 
 
-_route = torch.library.custom_op("zoo::triton_route", route_forward, mutates_args=())
-
-
-@_route.register_fake
-def _(logits_TE, bias_E, k, score, order, renorm, scale, num_groups, groups_kept):
-    new = logits_TE.new_empty
-    shape = (logits_TE.shape[0], k)
-    return new(shape, dtype=torch.int64), new(shape, dtype=torch.float32), new(logits_TE.shape, dtype=torch.float32)
-
-
 def route_backward(
-    dweight_TK: torch.Tensor, dscores_TE: torch.Tensor, logits_TE: torch.Tensor, index_TK: torch.Tensor,
+    dweight_TK: torch.Tensor | None, dscores_TE: torch.Tensor | None, logits_TE: torch.Tensor, index_TK: torch.Tensor,
     scores_TE: torch.Tensor, score: str, order: str, renorm: bool, scale: float,
 ) -> torch.Tensor:  # fmt: skip
+    """dlogits_TE in the type of the logits; a gradient that is None is zero."""
+    dweight_TK = torch.zeros_like(index_TK, dtype=torch.float32) if dweight_TK is None else dweight_TK
+    dscores_TE = torch.zeros_like(scores_TE) if dscores_TE is None else dscores_TE
     num_tokens, num_experts = logits_TE.shape
     dlogits_TE = logits_TE.new_empty(logits_TE.shape)
     grid, blocks = _blocks(num_tokens, num_experts, index_TK.shape[1])
@@ -186,41 +180,3 @@ def route_backward(
         SCORE=score, AFTER=order == "topk_then_score", RENORM=renorm, **blocks,
     )  # fmt: skip
     return dlogits_TE
-
-
-_route_backward = torch.library.custom_op("zoo::triton_route_backward", route_backward, mutates_args=())
-
-
-@_route_backward.register_fake
-def _(dweight_TK, dscores_TE, logits_TE, index_TK, scores_TE, score, order, renorm, scale):
-    return logits_TE.new_empty(logits_TE.shape)
-
-
-def _setup_context(ctx, inputs, output) -> None:
-    logits_TE, _, _, *ctx.options, _, _ = inputs
-    index_TK, _, scores_TE = output
-    ctx.mark_non_differentiable(index_TK)
-    ctx.save_for_backward(logits_TE, index_TK, scores_TE)
-
-
-def _backward(ctx, _, dweight_TK, dscores_TE):
-    return _route_backward(dweight_TK, dscores_TE, *ctx.saved_tensors, *ctx.options), *[None] * 8
-
-
-_route.register_autograd(_backward, setup_context=_setup_context)
-
-
-def route(
-    logits_TE: torch.Tensor,
-    k: int,
-    *,
-    score: str = "softmax",
-    order: str = "score_then_topk",
-    renorm: bool = False,
-    scale: float = 1.0,
-    select_bias_E: torch.Tensor | None = None,
-    num_groups: int | None = None,
-    groups_kept: int | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(index_TK int64, weight_TK fp32, scores_TE fp32), differentiable; see `zoo_kernels.ops.route`."""
-    return _route(logits_TE, select_bias_E, k, score, order, renorm, scale, num_groups or 0, groups_kept or 0)

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.config import at_least
-from zoo.moe.selectors.table import Choice, MovingThreshold, group_sums, pack, ranks, ranks_within, slots_of, unpack
+from zoo.moe.selectors.table import Choice, MovingThreshold, group_sums, pack, ranks, ranks_within, slots_of
 from zoo.moe.types import RouteContext
 from zoo.spec import ZooError
+from zoo_kernels import ops
 
 
 class ExpertChoice(nn.Module):
@@ -148,14 +149,8 @@ class TokenRounding(nn.Module):
         index_TK = select_TE.topk(c.k, dim=-1).indices
         if not self.training:
             return index_TK, torch.ones_like(index_TK, dtype=torch.bool)
-        open_TE = _valid(select_TE, ctx)[:, None] & (select_TE > -torch.inf)
-        chosen_TE = unpack(index_TK, torch.ones_like(index_TK, dtype=torch.bool), select_TE.shape[-1]) & open_TE
-        tiles_E = torch.minimum((chosen_TE.sum(0) + c.tile / 2) // c.tile, open_TE.sum(0) // c.tile)
-        # Two stable sorts: by score, then the chosen before the others before the closed.
-        by_score_TE = select_TE.argsort(dim=0, descending=True, stable=True)
-        class_TE = (chosen_TE.int() + open_TE.int()).gather(0, by_score_TE)
-        order_TE = by_score_TE.gather(0, class_TE.argsort(dim=0, descending=True, stable=True))
-        return pack(order_TE.argsort(0) < tiles_E * c.tile, select_TE, self.slots)
+        chosen_TE = ops.round_tokens(select_TE, index_TK, c.tile, ctx.valid)
+        return pack(chosen_TE, select_TE, self.slots)
 
 
 def _valid(select_TE: Tensor, ctx: RouteContext) -> Tensor:
