@@ -27,6 +27,14 @@ def pop(tree: zc.Tree, key: str, default: Any) -> Any:
     return value
 
 
+def pop_count(tree: zc.Tree, key: str, default: int | None) -> Any:
+    """Like `pop`, for a number of things, at least 1."""
+    value = pop(tree, key, default)
+    if value is not None and (not isinstance(value, int) or value < 1):
+        raise ZooError(f"{key}={value!r} must be at least 1")
+    return value
+
+
 def out_folder(out: Path) -> Path:
     """The folder ``--out`` names, made if need be. Raises `ZooError` when a file is in the way."""
     try:

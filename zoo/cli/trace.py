@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoo.cli.common import Json, Overrides, out_folder, pop, print_json
+from zoo.cli.common import Json, Overrides, out_folder, pop, pop_count, print_json
 
 if TYPE_CHECKING:
     from zoo import config as zc
@@ -53,12 +53,11 @@ def _trace(name: str, tree: zc.Tree, folder: Path) -> RoutingTrace:
     from zoo import config as zc
     from zoo import hub
     from zoo.eval.data import data_section
-    from zoo.spec import ZooError
     from zoo.trace import record
     from zoo.train.sampling import spread
 
     device, split, logits = pop(tree, "device", "cpu"), pop(tree, "split", "test"), pop(tree, "logits", True)
-    batch_size, limit = pop(tree, "batch_size", 32), pop(tree, "limit", None)
+    batch_size, limit = pop_count(tree, "batch_size", 32), pop_count(tree, "limit", None)
     section = data_section(name, tree, "trace", ("logits",))
     predictor = hub.load(name, device=device)
     data: Any = zc.build("data set", section)
@@ -66,8 +65,6 @@ def _trace(name: str, tree: zc.Tree, folder: Path) -> RoutingTrace:
         typer.echo(f"data: {note}", err=True)
     dataset = data.split(split)
     if limit is not None:
-        if limit < 1:
-            raise ZooError(f"limit={limit} must be at least 1 item")
         dataset = Subset(dataset, spread(len(dataset), limit))
     loader = DataLoader(dataset, batch_size=batch_size, collate_fn=getattr(data, "collate", None))
     batches = ({key: value.to(device) for key, value in batch.items()} for batch in loader)
@@ -81,8 +78,8 @@ def _trace_hf(name: str, tree: zc.Tree, folder: Path) -> RoutingTrace:
     from zoo.integrations.adapter import Adapter
     from zoo.spec import ZooError
 
-    device, length, logits = pop(tree, "device", "cpu"), pop(tree, "length", 256), pop(tree, "logits", True)
-    batch_size, limit, data = pop(tree, "batch_size", 8), pop(tree, "limit", None), pop(tree, "data", None)
+    device, length, logits = pop(tree, "device", "cpu"), pop_count(tree, "length", 256), pop(tree, "logits", True)
+    batch_size, limit, data = pop_count(tree, "batch_size", 8), pop_count(tree, "limit", None), pop(tree, "data", None)
     if tree:
         known = ("data", "device", "length", "batch_size", "limit", "logits")
         raise ZooError(f"unknown setting '{min(tree)}' of zoo trace {name}; {registry.suggest(min(tree), known)}")
