@@ -1,4 +1,7 @@
-"""What every forecaster offers. B windows, L past points, H horizon; all values are standardised floats."""
+"""What every forecaster offers. All values are standardised floats.
+
+Shapes: B windows, L past points, H horizon, S sample paths, Q quantiles.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,21 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from zoo.hub import Model
 from zoo.moe import Routing
+from zoo_time_series.blocks.probabilistic import quantiles_of
 
 
 class Prediction(NamedTuple):
-    """Predictions of one head beside their targets, of any equal shape; ``valid`` marks the targets that count."""
+    """Predictions of one head beside their targets, of any equal shape; ``valid`` marks the targets that count.
 
-    predicted: Tensor
+    ``predicted`` are points; quantiles at the model's ``levels``, in the last dimension; or a distribution, whose
+    ``log_prob`` of the targets is finite where they are not valid too.
+    """
+
+    predicted: Tensor | Distribution
     target: Tensor
     valid: Tensor
 
@@ -50,7 +59,16 @@ class Forecaster(Model):
     def quantiles(
         self, past_BL: Tensor, past_valid_BL: Tensor, horizon: int, levels: list[float], **covariates: Tensor
     ) -> Tensor | None:
-        """The next points at these levels, (B, len(levels), horizon); None for a model of points."""
+        """The next points at these levels, (B, Q, H), never crossing; None for a model of points. By default those of
+        256 sample paths."""
+        paths_BSH = self.sample_paths(past_BL, past_valid_BL, horizon, 256, **covariates)
+        return None if paths_BSH is None else quantiles_of(paths_BSH, levels)
+
+    def sample_paths(
+        self, past_BL: Tensor, past_valid_BL: Tensor, horizon: int, count: int, seed: int = 0, **covariates: Tensor
+    ) -> Tensor | None:
+        """``count`` futures drawn from what the model thinks of the next points together, (B, count, H); None for a
+        model of points or of quantiles, which knows no dependence between them. One seed gives the same paths again."""
         return None
 
     def dummy_inputs(self, batch_size: int = 2, length: int = 64) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
-"""Point forecasting: the objective, the field's metrics, the naive rivals, and forecasts for a user's file.
+"""Forecasting: the objective, the field's metrics, the naive rivals, and forecasts for a user's file.
 
-Shapes: B windows, L past points, H horizon.
+Shapes: B windows, L past points, H horizon, S sample paths, Q quantiles.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
 
 from zoo.hub import create_model
@@ -20,11 +21,13 @@ from zoo.metrics import MASE, SMAPE
 from zoo.spec import ZooError
 from zoo.train.sampling import spread
 from zoo.train.task import Batch, Loss, Task
+from zoo_time_series.blocks.probabilistic import pinball
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from zoo_time_series.data.context import Context
+    from zoo_time_series.models.base import Prediction
 
 
 @dataclass
@@ -53,7 +56,8 @@ class Forecast:
 
 class Forecasting(Task):
     """Args (config):
-    objective: ``huber`` (delta below) or ``mse``, averaged over heads, each over its valid targets.
+    objective: ``huber`` (delta below) or ``mse``, averaged over heads, each over its valid targets. A model of
+        quantiles is trained with the pinball loss instead, one of a distribution with its negative log-likelihood.
     window_norm: give the model windows standardised by their own valid past points, and undo it on what it says.
     rivals: models beside ours in every evaluation.
     """
@@ -79,12 +83,19 @@ class Forecasting(Task):
         )
         losses = []
         for head in heads:
-            if self.config.objective == "huber":
-                each = F.huber_loss(head.predicted, head.target, reduction="none", delta=self.config.delta)
-            else:
-                each = F.mse_loss(head.predicted, head.target, reduction="none")
+            each = self._each(head, model.levels)
             losses.append(torch.where(head.valid, each, 0.0).sum() / head.valid.sum().clamp(min=1))
         return Loss(torch.stack(losses).mean(), routing)
+
+    def _each(self, head: Prediction, levels: list[float]) -> Tensor:
+        """The loss of every target of a head."""
+        if isinstance(head.predicted, Distribution):
+            return -head.predicted.log_prob(head.target)
+        if levels:
+            return pinball(head.predicted, head.target, levels)
+        if self.config.objective == "huber":
+            return F.huber_loss(head.predicted, head.target, reduction="none", delta=self.config.delta)
+        return F.mse_loss(head.predicted, head.target, reduction="none")
 
     def metrics(self) -> MetricCollection:
         """MSE and MAE of standardised values; MASE per window's own scale; sMAPE in the data's units, percent."""
@@ -120,6 +131,31 @@ class Forecasting(Task):
         window_BL = _standardise(past_BL, shift_B1, scale_B1, valid_BL)
         predicted: Tensor = model.forecast(window_BL, valid_BL, horizon, season_B, **covariates)
         return predicted * scale_B1 + shift_B1
+
+    def quantiles(
+        self, model: Any, past_BL: Tensor, valid_BL: Tensor, horizon: int, levels: list[float], **covariates: Tensor
+    ) -> Tensor | None:
+        """(B, Q, horizon) in the units of ``past_BL``; None for a model of points."""
+        shift_B1, scale_B1 = self._window_scale(past_BL, valid_BL)
+        window_BL = _standardise(past_BL, shift_B1, scale_B1, valid_BL)
+        found: Tensor | None = model.quantiles(window_BL, valid_BL, horizon, levels, **covariates)
+        return None if found is None else found * scale_B1[..., None] + shift_B1[..., None]
+
+    def sample_paths(
+        self,
+        model: Any,
+        past_BL: Tensor,
+        valid_BL: Tensor,
+        horizon: int,
+        count: int,
+        seed: int = 0,
+        **covariates: Tensor,
+    ) -> Tensor | None:
+        """(B, count, horizon) in the units of ``past_BL``; None for a model of points or of quantiles."""
+        shift_B1, scale_B1 = self._window_scale(past_BL, valid_BL)
+        window_BL = _standardise(past_BL, shift_B1, scale_B1, valid_BL)
+        found: Tensor | None = model.sample_paths(window_BL, valid_BL, horizon, count, seed, **covariates)
+        return None if found is None else found * scale_B1[..., None] + shift_B1[..., None]
 
     def rivals(self, preprocessing: Mapping[str, Any]) -> dict[str, nn.Module]:
         return {name.rpartition("/")[2]: create_model(name) for name in self.config.rivals}
