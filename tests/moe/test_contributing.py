@@ -1,4 +1,4 @@
-"""CONTRIBUTING's example of a part: installed as it is printed there, it keeps the contract that the core's own keep."""
+"""The example of a part in CONTRIBUTING: installed as it is printed, it keeps the contract of the core's own parts."""
 
 from __future__ import annotations
 
