@@ -103,7 +103,7 @@ PARTS = (
         "bip",
         "zoo.moe.balance.bias:BIP",
         "choose by s - q, q the dual prices of even load",
-        "",
+        "arXiv:2502.15451",
         "BIP",
     ),
 )

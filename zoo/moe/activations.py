@@ -1,5 +1,7 @@
 """Gate activations: logits to scores. ``forward(logits_TE, ctx) -> scores_TE``.
 
+Scores that may be negative are no distribution, which balance losses need: such an activation has ``distribution``.
+
 Shapes: T tokens, E experts.
 """
 
@@ -75,7 +77,12 @@ class Sigmoid(_Plain):
 
 
 class Identity(_Plain):
-    """Scores are the logits, for weighers that normalise over the chosen experts only."""
+    """Scores are the logits, for weighers that normalise over the chosen experts only. Balance losses see their
+    softmax over all experts, as those of transformers do."""
 
     def forward(self, logits_TE: Tensor, ctx: RouteContext) -> Tensor:
         return logits_TE
+
+    def distribution(self, logits_TE: Tensor) -> Tensor:
+        """(T, E), each row adding up to 1."""
+        return logits_TE.softmax(-1)

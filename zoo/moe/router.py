@@ -106,6 +106,8 @@ class Router(nn.Module):
             for hook in self.logit_hooks:
                 logits_TE = hook(logits_TE, x_TD, ctx)
             scores_TE = self.activation(logits_TE, ctx)
+            as_distribution = getattr(self.activation, "distribution", None)
+            prob_TE = as_distribution(logits_TE) if callable(as_distribution) else None
             select_TE = scores_TE.detach()
             if ctx.balancers is not None:
                 bias = ctx.balancers.bias(ctx.layer, select_TE, valid_T)
@@ -120,7 +122,17 @@ class Router(nn.Module):
             weight_TK = weight_TK.masked_fill(~used_TK, 0.0)
             loss = torch.stack(losses).sum() if losses else None
         return RouterOutput(
-            logits_TE, scores_TE, select_TE, index_TK, weight_TK, used_TK, valid_T, shared_TS, state, loss
+            logits_TE,
+            scores_TE,
+            select_TE,
+            index_TK,
+            weight_TK,
+            used_TK,
+            valid_T,
+            shared_TS,
+            state,
+            loss,
+            prob_TE=prob_TE,
         )
 
 

@@ -79,7 +79,8 @@ class RouterOutput(NamedTuple):
     ``select`` decides which experts, ``weight`` decides how much; -inf in ``select`` forbids. An unused slot has weight
     0, ``used`` False and any valid index. A chosen null or zero expert is used, and counts as load. With a unit of more
     than one token, T counts units. ``shared_weight`` (T, S) weighs S shared experts; ``state`` goes to the next layer;
-    ``loss`` is the sum of what the router's own parts want added; ``tags`` are filled in by the layer.
+    ``loss`` is the sum of what the router's own parts want added; ``tags`` are filled in by the layer. ``prob_TE`` is
+    what balance losses take for the scores where those are no distribution and cannot be normalised to one.
     """
 
     logits_TE: Tensor
@@ -93,6 +94,7 @@ class RouterOutput(NamedTuple):
     state: Any = None
     loss: Tensor | None = None
     tags: Tags | None = None
+    prob_TE: Tensor | None = None
 
     @property
     def num_experts(self) -> int:

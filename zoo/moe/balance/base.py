@@ -109,8 +109,9 @@ def progress(routing: Routing, steps: int) -> float:
 
 def distribution(out: RouterOutput) -> Tensor:
     """(T, E): the scores as a distribution over experts; softmax scores are one already, sigmoid scores are
-    normalised. Zero where a token is not valid."""
-    share_TE = out.scores_TE / (out.scores_TE.sum(-1, keepdim=True) + 1e-20)
+    normalised, and where scores are plain logits it is their softmax. Zero where a token is not valid."""
+    scores_TE = out.scores_TE if out.prob_TE is None else out.prob_TE
+    share_TE = scores_TE / (scores_TE.sum(-1, keepdim=True) + 1e-20)
     return torch.where(out.valid_T[:, None], share_TE, 0.0)
 
 
