@@ -40,6 +40,7 @@ def stack(**settings: Any) -> Transformer:
 
 
 LOGITS = torch.tensor([2.0, 0.5, 1.0, -1.0])
+BIAS = torch.tensor([-1.0, 1.0, -1.0, 0.0])  # the second expert before the first, and neither weight is touched
 P, S = LOGITS.softmax(-1), LOGITS.sigmoid()
 GATES = {
     "switch": ({"k": 1}, P[[0]]),
@@ -48,7 +49,25 @@ GATES = {
     "gpt_oss": ({"order": "topk_then_score"}, LOGITS[[0, 2]].softmax(-1)),
     "llama4": ({"order": "topk_then_score", "score": "sigmoid"}, S[[0, 2]]),
     "deepseek_v3": ({"score": "sigmoid", "renorm": True, "scale": 2.5}, 2.5 * S[[0, 2]] / S[[0, 2]].sum()),
+    "longcat": ({"scale": 6.0}, 6.0 * P[[0, 2]]),
 }
+BIASED = {
+    "deepseek_v3": ({"score": "sigmoid", "renorm": True, "scale": 2.5}, 2.5 * S[[1, 3]] / S[[1, 3]].sum()),
+    "longcat": ({"scale": 6.0}, 6.0 * P[[1, 3]]),
+}
+
+
+@pytest.mark.parametrize("name", BIASED)
+def test_gate_conventions_with_a_selection_bias(name: str) -> None:
+    """The bias of a balancer: which experts, never how much."""
+    settings, wanted_K = BIASED[name]
+    layer, balancers = moe(router=settings), Balancers({"loss_free": {}}, 1, E)
+    balancers.each["loss_free"].bias_NE[0] = BIAS
+    with torch.no_grad():
+        layer.router.scorer.weight.zero_()[:, 0] = LOGITS
+    out = layer.route(torch.eye(D)[:1, None], balancers.context())
+    assert out.index_TK.tolist() == [[1, 3]]
+    torch.testing.assert_close(out.weight_TK[0], wanted_K)
 
 
 @pytest.mark.parametrize("name", GATES)
@@ -110,6 +129,53 @@ def test_switch_loss(scope: str, norm: str, order: str) -> None:
     _, routing = model(torch.randn(2, 5, D))
     wanted = by_hand(scope, norm, torch.stack([out.logits_TE for out in routing]), 2)
     torch.testing.assert_close(model.balancers.loss(routing)["switch"], 0.5 * wanted)
+
+
+def test_every_scope_of_the_switch_loss_by_hand() -> None:
+    """Two layers of two sequences of two tokens, two experts, top-1. Scores of the first expert, and what was chosen:
+
+    ======= ================= =================
+    layer   sequence 0        sequence 1
+    first   0.9, 0.7: both 0  0.2, 0.4: both 1
+    second  0.6, 0.8: both 0  0.7, 0.1: 0 and 1
+    ======= ================= =================
+    """
+    first_L22 = torch.tensor([[[0.9, 0.7], [0.2, 0.4]], [[0.6, 0.8], [0.7, 0.1]]])
+    routing = []
+    for score_22 in first_L22:
+        layer = moe(num_experts=2, router={"k": 1})
+        with torch.no_grad():
+            layer.router.scorer.weight.zero_()[:, :2] = torch.eye(2)
+        x = torch.zeros(2, 2, D)
+        x[..., 0], x[..., 1] = score_22.log(), (1 - score_22).log()
+        routing.append(layer.route(x, RouteContext()))
+    wanted = {  # 2 * (f_0 P_0 + f_1 P_1)
+        # layers: f = 2/4, P_0 = 0.55: 1; f_0 = 3/4, P_0 = 0.55: 2 * (0.4125 + 0.1125)
+        "micro_batch": 1.0 + 1.05,
+        "global_batch": 1.0 + 1.05,  # one process, one micro-batch
+        # f_0 = 1, P_0 = 0.8: 1.6; f_1 = 1, P_1 = 0.7: 1.4; f_0 = 1, P_0 = 0.7: 1.4; f_0 = 1/2: 1
+        "sequence": (1.6 + 1.4) / 2 + (1.4 + 1.0) / 2,
+        "all_layers": 2 * (5 / 8 * 0.55 + 3 / 8 * 0.45),  # eight tokens, five to expert 0, mean score 0.55
+        "pool": 2 * (5 / 8 * 0.55 + 3 / 8 * 0.45),  # of both layers
+    }
+    for scope, value in wanted.items():
+        pool = {"pool": 2} if scope == "pool" else {}
+        loss = Balancers({"switch": {"coef": 1.0, "scope": scope, **pool}}, 2, 2).loss(tuple(routing))["switch"]
+        assert loss.item() == pytest.approx(value, abs=1e-6), scope
+    three = Balancers({"switch": {"coef": 1.0, "scope": "pool", "pool": 2}}, 3, 2).loss((*routing, routing[0]))
+    assert three["switch"].item() == pytest.approx(wanted["pool"] + 1.0, abs=1e-6), "a pool of two and one of one"
+    over = Balancers({"switch": {"coef": 1.0, "scope": "global_batch"}}, 2, 2)
+    over.observe(tuple(routing))
+    over.observe(tuple(out._replace(index_TK=1 - out.index_TK) for out in routing))  # the other way round
+    # with these and the present one f_0 = (2 + 2 + 2) / 12 and (3 + 1 + 3) / 12, P is that of the present one
+    later = 2 * (6 / 12 * 0.55 + 6 / 12 * 0.45) + 2 * (7 / 12 * 0.55 + 5 / 12 * 0.45)
+    assert over.loss(tuple(routing))["switch"].item() == pytest.approx(later, abs=1e-6)
+
+
+def test_a_pool_is_said_twice_or_not_at_all() -> None:
+    for settings in ({"scope": "pool"}, {"pool": 2}):
+        with pytest.raises(ZooError, match="a pool of 2 or more layers is a scope of its own"):
+            Balancers({"switch": settings}, 2, 2)
 
 
 def test_z_loss() -> None:
@@ -208,27 +274,50 @@ def test_routing_is_in_full_precision_under_autocast() -> None:
     assert out.logits_TE.dtype == out.weight_TK.dtype == torch.float32
 
 
-def global_batch_gradient(x: Tensor) -> Tensor:
-    model = stack(moe={"balance": {"switch": {"coef": 1.0, "scope": "global_batch"}}})
-    _, routing = model(x)
-    model.balancers.loss(routing)["switch"].backward()
-    return torch.cat([p.grad.flatten() for n, p in model.named_parameters() if "router" in n])
+ACROSS: dict[str, dict[str, Any]] = {
+    "global_batch": {"switch": {"coef": 1.0, "scope": "global_batch"}, "z_loss": {"coef": 0.1}},
+    "devices": {"device_level": {"coef": 1.0, "scope": "global_batch"}},
+    "sequence": {"switch": {"coef": 1.0, "scope": "sequence"}},
+    "loss_free": {"loss_free": {"rate": 0.1}},
+}
 
 
-def worker(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
-    gradient = global_batch_gradient(torch.load(f"{folder}/x.pt").chunk(2)[rank])
-    dist.all_reduce(gradient)
-    torch.save(gradient / 2, f"{folder}/gradient{rank}.pt")  # the mean, as DDP takes it
+def step(balance: dict[str, Any], x: Tensor) -> dict[str, Tensor]:
+    """Gradients of one step over two micro-batches, and what the balancers keep for the next."""
+    model = stack(moe={"balance": balance})
+    for micro in x.chunk(2, dim=1):
+        y, routing = model(micro)
+        (y.square().mean() + sum(model.balancers.loss(routing).values())).backward()
+        model.balancers.observe(routing)
+    model.balancers.step()
+    return {**{n: p.grad for n, p in model.named_parameters()}, **model.balancers.state_dict(prefix="balancers.")}
+
+
+def worker(rank: int, folder: str, world_size: int = 4) -> None:
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=world_size)
+    x, results = torch.load(f"{folder}/x.pt").chunk(world_size)[rank], {}
+    for name, balance in ACROSS.items():
+        for key, value in step(balance, x).items():
+            if not key.startswith("balancers."):
+                dist.all_reduce(value)
+                value /= world_size  # the mean, as DDP takes it
+            results[f"{name}/{key}"] = value
+    torch.save(results, f"{folder}/results{rank}.pt")
     dist.destroy_process_group()
 
 
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    x = torch.randn(4, 5, D)
+def test_four_processes_equal_one(tmp_path: Path) -> None:
+    """One process with batch B, four with B / 4 each: the same gradients to 1e-6, and the same state."""
+    x = torch.randn(8, 6, D)
     torch.save(x, tmp_path / "x.pt")
-    workers = [subprocess.Popen([sys.executable, __file__, str(rank), tmp_path]) for rank in range(2)]
-    assert [process.wait(120) for process in workers] == [0, 0]
-    torch.testing.assert_close(torch.load(tmp_path / "gradient0.pt"), global_batch_gradient(x))
+    workers = [subprocess.Popen([sys.executable, __file__, str(rank), tmp_path]) for rank in range(4)]
+    wanted = {f"{name}/{key}": value for name, balance in ACROSS.items() for key, value in step(balance, x).items()}
+    assert [process.wait(120) for process in workers] == [0] * 4
+    for rank in range(4):
+        got = torch.load(tmp_path / f"results{rank}.pt")
+        assert set(got) == set(wanted) and any("bias_NE" in key for key in got)
+        for key, value in wanted.items():
+            torch.testing.assert_close(got[key], value, rtol=0, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")
 
 
 if __name__ == "__main__":

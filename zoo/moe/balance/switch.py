@@ -25,7 +25,7 @@ class SwitchConfig:
     token as often as ``ctx.importance`` says."""
 
     coef: float = 0.01
-    scope: Literal["micro_batch", "sequence", "global_batch", "all_layers"] = "micro_batch"
+    scope: Literal["micro_batch", "sequence", "global_batch", "all_layers", "pool"] = "micro_batch"
     norm: Literal["slots", "tokens"] = "slots"
     layers: Literal["sum", "mean"] = "sum"
     choices: Literal["all", "first"] = "all"
@@ -33,11 +33,17 @@ class SwitchConfig:
     weighted: bool = False
     end_coef: float | None = None
     steps: int = 0
+    pool: int = 1
 
     def __post_init__(self) -> None:
         at_least(0, self, "steps")
+        at_least(1, self, "pool")
+        if (self.pool > 1) != (self.scope == "pool"):
+            raise ZooError(
+                f"scope={self.scope} with pool={self.pool}: a pool of 2 or more layers is a scope of its own"
+            )
         if self.by != "none" and self.scope in ("sequence", "global_batch"):
-            raise ZooError(f"a balance loss by {self.by} has scope micro_batch or all_layers, not {self.scope}")
+            raise ZooError(f"a balance loss by {self.by} has scope micro_batch, pool or all_layers, not {self.scope}")
         if self.end_coef is not None and not self.steps:
             raise ZooError("end_coef needs the number of steps on the way to it; set steps")
 
@@ -48,7 +54,8 @@ class Switch(Balancer):
     ``scope`` says over what f and P are taken: each layer's micro-batch; each sequence of it, the mean over sequences
     (DeepSeek-V3, arXiv:2412.19437, eq. 17-20); each layer's global batch, f summed over processes and over the
     micro-batches of the step so far (arXiv:2501.11873, eq. 4); or all layers together as one long batch (Time-MoE, and
-    transformers' Mixtral). ``layers`` adds the losses of the layers (MoE-LLaVA) or takes their mean (UniMoE-Audio).
+    transformers' Mixtral), or each ``pool`` of so many neighbouring layers that share their experts. ``layers`` adds
+    the losses of the layers (MoE-LLaVA) or takes their mean (UniMoE-Audio).
     ``norm=tokens`` counts assignments per token, so that the value at balance is k; ``norm=slots`` makes it 1.
     ``by=modality`` takes a loss of each modality's tokens and adds them (MoIIE, arXiv:2508.09779).
     """
@@ -68,8 +75,11 @@ class Switch(Balancer):
         group_NT, rows = self._groups(routing)
         sums = [self._sums(out, group_T, rows) for out, group_T in zip(routing, group_NT, strict=True)]
         load_NRE, prob_NRE, total_NR = (torch.stack(each) for each in zip(*sums, strict=True))
-        if c.scope == "all_layers":
-            load_NRE, prob_NRE, total_NR = (each.sum(0, keepdim=True) for each in (load_NRE, prob_NRE, total_NR))
+        if c.scope in ("all_layers", "pool"):
+            size = c.pool if c.scope == "pool" else len(routing)
+            load_NRE, prob_NRE, total_NR = (
+                torch.stack([part.sum(0) for part in each.split(size)]) for each in (load_NRE, prob_NRE, total_NR)
+            )
         prob_NRE = prob_NRE / _at_least_a_bit(total_NR)
         if c.scope == "global_batch":
             seen_NE1 = torch.cat([load_NRE, total_NR[..., None]], -1)[:, 0] + self.seen_NE1
