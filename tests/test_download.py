@@ -137,6 +137,17 @@ def test_without_a_checksum_nothing_is_continued(server: Server, cache: Path) ->
     assert server.log == [("cut", None), ("cut", None)]
 
 
+def test_a_git_blob_id_stands_in_for_a_sha256(server: Server, tmp_path: Path) -> None:
+    blob = "ce013625030ba8dba906f756967f9e9ca394464a"  # of "hello\n", as `git hash-object` says
+    (tmp_path / "hello").write_bytes(b"hello\n")
+    assert download.git_blob(tmp_path / "hello") == blob
+    ours = hashlib.sha1(b"blob %d\0" % len(CONTENT) + CONTENT).hexdigest()
+    file = DataFile("some/data.bin", (server.url("wrong"), server.url("cut")), git_blob=ours)
+    assert fetch(file).read_bytes() == CONTENT
+    with pytest.raises(ZooError, match=r"its git blob id is .*, not ce013625030b"):
+        fetch(DataFile("some/other.bin", (server.url("good"),), git_blob=blob))
+
+
 def test_mirrors_are_tried_in_turn(server: Server) -> None:
     urls = [server.url(behaviour) for behaviour in ("missing", "wrong", "busy", "good")]
     assert fetch(wanted(*urls)).read_bytes() == CONTENT

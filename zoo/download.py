@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from lzma import LZMAError
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from filelock import FileLock
 from rich.console import Console
@@ -73,7 +73,7 @@ def _from_mirrors(file: DataFile, target: Path) -> dict[str, str]:
         if url in hopeless:
             continue
         try:
-            resumed = _transfer(url, part, resume=bool(file.sha256))
+            resumed = _transfer(url, part, resume=bool(file.sha256 or file.git_blob))
         except _Network as error:
             causes[url] = str(getattr(error, "reason", None) or error) or type(error).__name__
             if isinstance(error, urllib.error.HTTPError):
@@ -82,11 +82,14 @@ def _from_mirrors(file: DataFile, target: Path) -> dict[str, str]:
                 elif error.code < 500:
                     hopeless.add(url)
             continue
-        if not file.sha256 or (found := sha256(part)) == file.sha256:
+        kind, wanted, found = "sha256", file.sha256, sha256(part) if file.sha256 else ""
+        if not wanted and file.git_blob:
+            kind, wanted, found = "git blob id", file.git_blob, git_blob(part)
+        if found == wanted:
             os.replace(part, target)
             return {}
         part.unlink()
-        causes[url] = f"its sha256 is {found[:12]}..., not {file.sha256[:12]}..."
+        causes[url] = f"its {kind} is {found[:12]}..., not {wanted[:12]}..."
         if not resumed:  # else the fault may lie in what was there before
             hopeless.add(url)
     return causes
@@ -208,8 +211,17 @@ def progress(what: str, total: int | None, done: int = 0) -> Iterator[Callable[[
 
 def sha256(path: Path) -> str:
     """Hex digest of a file."""
-    digest = hashlib.sha256()
+    return _digest(path, hashlib.sha256())
+
+
+def git_blob(path: Path) -> str:
+    """The id that git gives a file's content."""
+    return _digest(path, hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False))
+
+
+def _digest(path: Path, digest: Any) -> str:
     with path.open("rb") as stream:
         while chunk := stream.read(CHUNK):
             digest.update(chunk)
-    return digest.hexdigest()
+    found: str = digest.hexdigest()
+    return found

@@ -70,11 +70,16 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file under ``ZOO_DATA``: its path there, the places to fetch it from, and what its bytes must hash to."""
+    """A file under ``ZOO_DATA``: its path there, the places to fetch it from, and what its bytes must hash to.
+
+    ``git_blob`` is git's own id of the content (SHA-1 over its size and bytes), for a file of a repository of which
+    only the listing was at hand; it may stand in for ``sha256``.
+    """
 
     path: str
     urls: tuple[str, ...] = ()
     sha256: str = ""
+    git_blob: str = ""
 
 
 @dataclass(frozen=True)

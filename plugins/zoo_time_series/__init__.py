@@ -1,7 +1,7 @@
 """Forecasting with mixtures of experts: the manifest. Importing it needs no torch."""
 
 from zoo.spec import API, DatasetSpec, Input, ModelSpec, PartSpec, Plugin, TaskSpec, Weights
-from zoo_time_series.data.files import ETT
+from zoo_time_series.data.files import ETT, LONG_HORIZON, M4_FILES
 from zoo_time_series.importers import TIME_MOE
 
 _TIME_MOE = "zoo_time_series.models.time_moe:TimeMoE"
@@ -113,6 +113,22 @@ plugin = Plugin(
             "electricity transformer temperature, 7 variates",
             "CC BY-ND 4.0",
             files=tuple(ETT.values()),
+            requires=("pandas",),
+        ),
+        DatasetSpec(
+            "long_horizon",
+            "zoo_time_series.data.long_horizon:LongHorizon",
+            "electricity (ECL), traffic, exchange rates and weather, of the long-horizon benchmark",
+            "none stated by the sources",
+            files=tuple(LONG_HORIZON.values()),
+            requires=("pandas",),
+        ),
+        DatasetSpec(
+            "m4",
+            "zoo_time_series.data.m4:M4",
+            "the M4 competition: thousands of series of different length, with its sMAPE, MASE and OWA",
+            "CC BY 4.0, as the Monash repository states for its copy",
+            files=tuple(file for pair in M4_FILES.values() for file in pair),
             requires=("pandas",),
         ),
         DatasetSpec(

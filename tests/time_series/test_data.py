@@ -195,7 +195,7 @@ def test_ett_split_is_the_standard_one(generated_ett):
 
 
 def test_ett_that_is_absent_or_cut_off(generated_ett, tmp_path):
-    with pytest.raises(ZooError, match=r"ETTm2\.csv' is not there.*ZOO_DATA"):
+    with pytest.raises(ZooError, match=r"cannot download 'time_series/ETT-small/ETTm2\.csv'.*put the file at"):
         Ett(Ett.Config(set="ETTm2"))
     path = tmp_path / "time_series" / "ETT-small" / "ETTh1.csv"
     generated_ett[:9000].to_csv(path, index=False)

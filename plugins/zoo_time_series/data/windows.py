@@ -184,6 +184,7 @@ class SeriesDataset:
         stride: rows between two train windows; val and test score every window.
         season: rows a season; None takes the frequency's own.
         calendar: give every point its hour, weekday, day of month and day of year, for models that take covariates.
+        scale_end_S: where the history ends that scales MASE; by default with the train part.
 
     Val and test windows look back into the split before them. Train windows start where the context is full, or, in
     a train part shorter than context + horizon, from half of what is left of it, left-padded with invalid points.
@@ -203,6 +204,7 @@ class SeriesDataset:
         stride: int = 1,
         season: int | None = None,
         calendar: bool = False,
+        scale_end_S: np.ndarray | None = None,
     ) -> None:
         for name, value in (("context", context), ("horizon", horizon), ("stride", stride), ("season", season or 1)):
             if value < 1:
@@ -216,7 +218,12 @@ class SeriesDataset:
             self.notes.append(f"dropped, no value in the train part: {names}")
             keep = [s for s in range(len(panel.names)) if s not in set(blank)]
             panel, bounds_S3 = panel.select(keep), bounds_S3[keep]
-        self.store = self._standardise(panel, bounds_S3, context, horizon, season or panel.frequency.season)
+            scale_end_S = None if scale_end_S is None else scale_end_S[keep]
+        if scale_end_S is None:
+            scale_end_S = bounds_S3[:, 0]
+        self.store = self._standardise(
+            panel, bounds_S3, scale_end_S, context, horizon, season or panel.frequency.season
+        )
         covariates = Covariates(calendar=calendar).fit(panel, bounds_S3[:, 0])
         self.store.covariates_NC = covariates.of(panel)
         self._windows = {name: self._window(name, bounds_S3, stride) for name in ("train", "val", "test")}
@@ -244,7 +251,9 @@ class SeriesDataset:
         """The windows of ``"train"``, ``"val"`` or ``"test"``."""
         return self._windows[name]
 
-    def _standardise(self, panel: Panel, bounds_S3: np.ndarray, context: int, horizon: int, season: int) -> Store:
+    def _standardise(
+        self, panel: Panel, bounds_S3: np.ndarray, scale_end_S: np.ndarray, context: int, horizon: int, season: int
+    ) -> Store:
         count = len(panel.names)
         values_N = np.zeros(len(panel.values_N), np.float32)
         observed_N = np.isfinite(panel.values_N)
@@ -264,7 +273,8 @@ class SeriesDataset:
             z = np.interp(np.arange(len(x)), where, (x[where] - mean_S[s]) / std_S[s])
             values_N[start:stop] = z
             first_S[s] += where[0]
-            scale_S[s] = mase_scale(z[:train_end], known[:train_end], season)
+            scale_end = scale_end_S[s]
+            scale_S[s] = mase_scale(z[:scale_end], known[:scale_end], season)
         if constant:
             self.notes.append(f"constant in the train part, so only centred: {listed(constant)}")
         seen_N = None
