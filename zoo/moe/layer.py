@@ -76,6 +76,8 @@ class MoE(nn.Module):
             raise ZooError("the router weighs shared experts, but the layer has none; set moe.shared.name=swiglu")
         if self.shared is None:
             return y
+        if valid is not None and self.shared.mixes_tokens:
+            x = x * valid[..., None]
         if out.shared_weight is None:
             return self.shared(x, y)
         shared_TS = self.unit.spread(out.shared_weight, x).to(x.dtype)

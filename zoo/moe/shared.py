@@ -25,8 +25,11 @@ class Shared(nn.Module):
 
     ``frozen`` keeps a dense layer as it was (MoTE). ``norm`` gives the branch an RMSNorm of its own: a dense layer in
     parallel to the mixture. A router that weighs S shared experts itself gives ``weight`` (..., S): the inner units of
-    the branch, in S equal blocks, are those experts side by side.
+    the branch, in S equal blocks, are those experts side by side. A branch that ``mixes_tokens`` is given zeros for
+    padding.
     """
+
+    mixes_tokens = False
 
     @dataclass
     class Config:
@@ -104,7 +107,9 @@ class GELU(Shared):
 
 class DepthwiseConv(Shared):
     """``y_td = sum_j w_dj x_(t+j)d + b_d`` along the sequence (the expert for continuity of MoHETS, S040), joined as
-    `Shared` says. ``causal`` looks back only. Padding is seen as it comes: models keep it 0 or behind."""
+    `Shared` says. ``causal`` looks back only."""
+
+    mixes_tokens = True
 
     @dataclass
     class Config(Shared.Config):

@@ -91,7 +91,7 @@ class SegmentUnit(TokenUnit):
             seen_TD = x_TWD.sum(1) / valid_TW.sum(1, keepdim=True).clamp(min=1)
         if self.config.causal:
             per_row = len(valid_T) // max(1, x.shape[0])
-            seen_TD = F.pad(seen_TD.unflatten(0, (x.shape[0], per_row))[:, :-1], (0, 0, 1, 0)).flatten(0, 1)
+            seen_TD = F.pad(seen_TD.unflatten(0, (x.shape[0], per_row)), (0, 0, 1, 0))[:, :per_row].flatten(0, 1)
         first_T1 = valid_TW.int().argmax(-1, keepdim=True)
         fields = {name: self._first(value, first_T1, x) for name in FIELDS if (value := getattr(ctx, name)) is not None}
         return seen_TD, valid_T, replace(ctx, valid=valid_T, **fields)
