@@ -5,13 +5,14 @@ Legend: T tokens, K slots, E experts, D model width, F inner width, W = 2F (gate
 
 import ctypes
 import os
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from zoo_kernels import reference
 from zoo_kernels.build import BuildError, library
-from zoo_kernels.plan import Plan
+from zoo_kernels.plan import Plan, Widths
 
 _KINDS = {"silu": 0, "swiglu": 0, "gelu": 1, "geglu": 1, "relu": 2, "reglu": 2, "clamped_swiglu": 3}
 _KINDS |= {"gelu_tanh": 4, "geglu_tanh": 4, "relu2": 5}
@@ -20,7 +21,7 @@ _forked = False
 
 _SIZES = ("tokens", "experts", "model", "inner", "width", "threads", "groups", "kind", "mode", "bits")
 _SIZES += ("in_turned", "out_turned")
-_INPUTS = ("x", "weight", "token", "pair", "offset", "w_in", "w_out", "b_in", "b_out", "scale_in", "scale_out")
+_INPUTS = ("x", "weight", "token", "pair", "offset", "start", "w_in", "w_out", "b_in", "b_out", "scale_in", "scale_out")
 _OUTPUTS = ("hidden", "y", "dy", "dx", "dweight", "dw_in", "dw_out", "db_in", "db_out")
 
 
@@ -226,21 +227,40 @@ def _empty_as(weight: Tensor) -> Tensor:
 
 
 def _run(
-    tensors: dict[str, Tensor | None], plan: Plan, activation: str, limit: float | None, interleaved: bool
+    tensors: dict[str, Tensor | None],
+    plan: Plan,
+    activation: str,
+    limit: float | None,
+    interleaved: bool,
+    widths: Widths | None,
 ) -> None:
     w_in, w_out = tensors["w_in"], tensors["w_out"]
-    experts, width = w_in.shape[:2]
-    gated, threads = activation in reference.GATED, _threads()
+    width, gated, threads = reference.hidden_width(w_in, w_out, widths), activation in reference.GATED, _threads()
     inner = width // 2 if gated else width
+    if widths is not None:
+        _check_widths(widths, plan, w_out.shape[0])
+        tensors |= {"start": widths.start_E1}
     # at least two groups, so that one thread and two give the same bits
     call = _Ffn(
-        tokens=plan.num_tokens, experts=experts, model=w_out.shape[1], inner=inner, width=width,
+        tokens=plan.num_tokens, experts=plan.num_experts, model=w_out.shape[1], inner=inner, width=width,
         threads=threads, groups=min(max(2, threads), 64), kind=_KINDS[activation],
         mode=0 if not gated else 2 if interleaved else 1, bits={torch.int8: 8, torch.uint8: 2}.get(w_in.dtype, 0),
-        in_turned=_turned(w_in), out_turned=_turned(w_out), limit=float("inf") if limit is None else limit,
+        in_turned=_turned(w_in), out_turned=widths is not None or _turned(w_out),
+        limit=float("inf") if limit is None else limit,
         token=plan.token_N.data_ptr(), pair=plan.pair_N.data_ptr(), offset=plan.offset_E1.data_ptr(),
     )  # fmt: skip
     _call("zoo_ffn", call, tensors)
+
+
+def _check_widths(widths: Widths, plan: Plan, units: int) -> None:
+    start = widths.start_E1.tolist()
+    inner = [stop - begin for begin, stop in pairwise(start)]
+    fits = len(inner) == plan.num_experts and (start[0], start[-1]) == (0, units)
+    if not fits or min(inner, default=0) < 0 or max(inner, default=0) > widths.widest:
+        raise ValueError(
+            f"zoo_kernels: widths {inner}, at most {widths.widest}, do not fit {plan.num_experts} experts of {units} "
+            f"inner units; make them by Widths.of"
+        )
 
 
 def ffn_forward(
@@ -256,20 +276,21 @@ def ffn_forward(
     interleaved: bool,
     keep_hidden: bool,
     scales: tuple[Tensor, Tensor] | None = None,
+    widths: Widths | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(y_TD, hidden_NW); hidden is empty unless asked for. `scales` ((E, W), (E, D)) come with quantised weights."""
     inputs = {"x": x_TD, "weight": weight_N, "w_in": w_in, "w_out": w_out, "b_in": b_in, "b_out": b_out}
     if not _is_fp32(x_TD) or not x_TD.numel():
         return reference.ffn_forward(
-            x_TD, weight_N, plan, w_in, w_out, b_in, b_out, activation, limit, interleaved, keep_hidden
+            x_TD, weight_N, plan, w_in, w_out, b_in, b_out, activation, limit, interleaved, keep_hidden, scales, widths
         )
     inputs |= dict(zip(("scale_in", "scale_out"), scales or (None, None), strict=True))
     inputs = _prepare(inputs)
     if scales is not None:
         inputs |= {"w_in": w_in.contiguous(), "w_out": w_out.contiguous()}
-    hidden_NW = empty(plan.token_N.shape[0] if keep_hidden else 0, w_in.shape[1])
+    hidden_NW = empty(plan.token_N.shape[0] if keep_hidden else 0, reference.hidden_width(w_in, w_out, widths))
     y_TD = empty(*x_TD.shape)
-    _run({**inputs, "hidden": hidden_NW, "y": y_TD}, plan, activation, limit, interleaved)
+    _run({**inputs, "hidden": hidden_NW, "y": y_TD}, plan, activation, limit, interleaved, widths)
     return y_TD, hidden_NW
 
 
@@ -286,11 +307,12 @@ def ffn_backward(
     activation: str,
     limit: float | None,
     interleaved: bool,
+    widths: Widths | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """Gradients of (x, weight, w_in, w_out, b_in, b_out); an empty `hidden_NW` is recomputed."""
     if not _is_fp32(x_TD) or not x_TD.numel():
         return reference.ffn_backward(
-            dy_TD, x_TD, weight_N, plan, w_in, w_out, b_in, b_out, hidden_NW, activation, limit, interleaved
+            dy_TD, x_TD, weight_N, plan, w_in, w_out, b_in, b_out, hidden_NW, activation, limit, interleaved, widths
         )
     inputs = {"x": x_TD, "weight": weight_N, "w_in": w_in, "w_out": w_out, "b_in": b_in, "b_out": b_out}
     inputs = _prepare(inputs)
@@ -299,5 +321,5 @@ def ffn_backward(
     dweight_N = torch.zeros(weight_N.shape)
     db_in, db_out = (None if bias is None else empty(*bias.shape) for bias in (b_in, b_out))
     outputs = {"dx": dx_TD, "dweight": dweight_N, "dw_in": dw_in, "dw_out": dw_out, "db_in": db_in, "db_out": db_out}
-    _run(inputs | outputs, plan, activation, limit, interleaved)
+    _run(inputs | outputs, plan, activation, limit, interleaved, widths)
     return dx_TD, dweight_N.to(weight_N.dtype), dw_in, dw_out, db_in, db_out

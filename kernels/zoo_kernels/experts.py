@@ -4,13 +4,15 @@ Legend: T tokens, K slots, E experts, D model width, F inner width, W = 2F (gate
 Every backend keeps x, the pre-activation (N, W) and the plan for the backward, nothing of size N x D.
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from zoo_kernels import reference
 from zoo_kernels.backend import check, module_of, resolve
-from zoo_kernels.plan import Plan
+from zoo_kernels.plan import Plan, Widths
 
 
 def expand(x_TD: Tensor, plan: Plan) -> Tensor:
@@ -106,6 +108,9 @@ def _expert_ffn(
     pair_N: Tensor,
     offset_E1: Tensor,
     slots: int,
+    start_E1: Tensor | None,
+    widest: int,
+    multiple: int,
     w_in: Tensor,
     w_out: Tensor,
     b_in: Tensor | None,
@@ -116,15 +121,17 @@ def _expert_ffn(
     keep_hidden: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    plan = Plan(token_N, pair_N, offset_E1, x_TD.shape[0], w_in.shape[0], slots)
+    plan = Plan(token_N, pair_N, offset_E1, x_TD.shape[0], offset_E1.shape[0] - 1, slots)
+    widths = None if start_E1 is None else Widths(start_E1, widest, multiple)
     return module_of(backend).ffn_forward(
-        x_TD, weight_N, plan, w_in, w_out, b_in, b_out, activation, limit, interleaved, keep_hidden
+        x_TD, weight_N, plan, w_in, w_out, b_in, b_out, activation, limit, interleaved, keep_hidden, None, widths
     )
 
 
 @_expert_ffn.register_fake
-def _(x_TD, weight_N, token_N, pair_N, offset_E1, slots, w_in, w_out, b_in, b_out, activation, limit, interleaved, keep_hidden, backend):  # fmt: skip # noqa: E501
-    return torch.empty_like(x_TD), x_TD.new_empty(token_N.shape[0] if keep_hidden else 0, w_in.shape[1])
+def _(x_TD, weight_N, token_N, pair_N, offset_E1, slots, start_E1, widest, multiple, w_in, w_out, b_in, b_out, activation, limit, interleaved, keep_hidden, backend):  # fmt: skip # noqa: E501
+    width = w_in.shape[1] if start_E1 is None else widest * (2 if activation in reference.GATED else 1)
+    return torch.empty_like(x_TD), x_TD.new_empty(token_N.shape[0] if keep_hidden else 0, width)
 
 
 @torch.library.custom_op("zoo::expert_ffn_backward", mutates_args=())
@@ -136,6 +143,9 @@ def _expert_ffn_backward(
     pair_N: Tensor,
     offset_E1: Tensor,
     slots: int,
+    start_E1: Tensor | None,
+    widest: int,
+    multiple: int,
     w_in: Tensor,
     w_out: Tensor,
     b_in: Tensor | None,
@@ -146,40 +156,41 @@ def _expert_ffn_backward(
     interleaved: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    plan = Plan(token_N, pair_N, offset_E1, x_TD.shape[0], w_in.shape[0], slots)
+    plan = Plan(token_N, pair_N, offset_E1, x_TD.shape[0], offset_E1.shape[0] - 1, slots)
+    widths = None if start_E1 is None else Widths(start_E1, widest, multiple)
     *grads, db_in, db_out = module_of(backend).ffn_backward(
-        dy_TD, x_TD, weight_N, plan, w_in, w_out, b_in, b_out, hidden_NW, activation, limit, interleaved
+        dy_TD, x_TD, weight_N, plan, w_in, w_out, b_in, b_out, hidden_NW, activation, limit, interleaved, widths
     )
     return (*grads, x_TD.new_empty(0) if db_in is None else db_in, x_TD.new_empty(0) if db_out is None else db_out)
 
 
 @_expert_ffn_backward.register_fake
-def _(dy_TD, x_TD, weight_N, token_N, pair_N, offset_E1, slots, w_in, w_out, b_in, b_out, hidden_NW, activation, limit, interleaved, backend):  # fmt: skip # noqa: E501
+def _(dy_TD, x_TD, weight_N, token_N, pair_N, offset_E1, slots, start_E1, widest, multiple, w_in, w_out, b_in, b_out, hidden_NW, activation, limit, interleaved, backend):  # fmt: skip # noqa: E501
     like = torch.empty_like
     biases = (x_TD.new_empty(0) if bias is None else like(bias) for bias in (b_in, b_out))
     return (like(x_TD), like(weight_N), like(w_in), like(w_out), *biases)
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    x, weight, token, pair, offset, ctx.slots, *weights, ctx.activation, ctx.limit, ctx.interleaved, _, ctx.backend = (
-        inputs
-    )
-    ctx.save_for_backward(x, weight, token, pair, offset, *weights, output[1])
+    tensors, ctx.slots, (start, *ctx.sizes), weights = inputs[:5], inputs[5], inputs[6:9], inputs[9:13]
+    ctx.activation, ctx.limit, ctx.interleaved, _, ctx.backend = inputs[13:]
+    ctx.save_for_backward(*tensors, start, *weights, output[1])
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx, dy_TD, _):
     if dy_TD is None:
-        return (None,) * 15
+        return (None,) * 18
     saved = ctx.saved_tensors  # once: activation checkpointing unpacks them a single time
-    b_in, b_out = saved[7:9]
+    start, _, _, b_in, b_out, _ = saved[5:]
     *grads, db_in, db_out = _expert_ffn_backward(
-        dy_TD.contiguous(), *saved[:5], ctx.slots, *saved[5:], ctx.activation, ctx.limit, ctx.interleaved, ctx.backend
-    )
+        dy_TD.contiguous(), *saved[:5], ctx.slots, start, *ctx.sizes, *saved[6:], ctx.activation, ctx.limit,
+        ctx.interleaved, ctx.backend,
+    )  # fmt: skip
     dx, dweight, dw_in, dw_out = grads
     biases = (None if b_in is None else db_in, None if b_out is None else db_out)
-    return dx, dweight, *[None] * 4, dw_in, dw_out, *biases, *[None] * 5
+    return dx, dweight, *[None] * 7, dw_in, dw_out, *biases, *[None] * 5
 
 
 _expert_ffn.register_autograd(_backward, setup_context=_setup_context)
@@ -198,15 +209,20 @@ def expert_ffn(
     limit: float | None = None,
     interleaved: bool = False,
     save: str = "hidden",
+    widths: Widths | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """(T, D): the weighted sum of each token's experts, differentiable in x, weight, weights and biases.
 
     w_in (E, 2F, D) for gated activations (first half gate, second half up, or `interleaved`), (E, F, D) otherwise;
     w_out (E, D, F); b_in (E, W), b_out (E, D); weight_N in original pair order (weight_TK.flatten()).
-    activation: swiglu | geglu | reglu | gelu | relu | silu | clamped_swiglu (GPT-OSS: alpha 1.702, limit 7).
+    activation: those of `reference.ACTIVATIONS`; clamped_swiglu is GPT-OSS's (alpha 1.702, limit 7 if not given).
     limit: clamps gate (above) and up (both sides). save: "hidden" keeps the pre-activation for the backward,
     "x_only" recomputes it from x. Inference keeps nothing. Raises ValueError for shapes and names that do not fit.
+
+    Ragged experts (`widths`, S inner units in all): w_in (2S, D) or (S, D) is the experts' w_in one below the other,
+    w_out (S, D) their transposed w_out, a row an inner unit, b_in (2S,) or (S,); b_out stays (E, D). The
+    pre-activation that is kept has the width of the widest.
     """
     check("activation", activation, reference.ACTIVATIONS)
     check("save mode", save, ("hidden", "x_only"))
@@ -218,13 +234,13 @@ def expert_ffn(
         dtype = torch.get_autocast_dtype(x_TD.device.type)
         x_TD, w_in, w_out = x_TD.to(dtype), w_in.to(dtype), w_out.to(dtype)
         b_in, b_out = (None if bias is None else bias.to(dtype) for bias in (b_in, b_out))
-    _check_shapes(x_TD, weight_N, plan, w_in, w_out, b_in, b_out, activation in reference.GATED)
+    _check_shapes(x_TD, weight_N, plan, w_in, w_out, b_in, b_out, activation in reference.GATED, widths)
     backend = resolve(backend, x_TD.device.type)
     inputs = (x_TD, weight_N, w_in, w_out, b_in, b_out)
     trains = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)
     return _expert_ffn(
-        x_TD, weight_N, plan.token_N, plan.pair_N, plan.offset_E1, plan.slots, w_in, w_out, b_in, b_out,
-        activation, limit, interleaved, trains and save == "hidden", backend,
+        x_TD, weight_N, plan.token_N, plan.pair_N, plan.offset_E1, plan.slots, *(widths or (None, 0, 1)),
+        w_in, w_out, b_in, b_out, activation, limit, interleaved, trains and save == "hidden", backend,
     )[0]  # fmt: skip
 
 
@@ -302,27 +318,34 @@ def _check_shapes(
     b_in: Tensor | None,
     b_out: Tensor | None,
     gated: bool,
+    widths: Widths | None,
 ) -> None:
-    num_experts, model, inner = w_out.shape
-    width = inner * (2 if gated else 1)
+    experts, model, twice = plan.num_experts, x_TD.shape[1], 2 if gated else 1
+    inner = w_out.shape[-1] if widths is None else w_out.shape[0]
+    own = (experts,) if widths is None else ()  # what is stacked if all experts are alike, else concatenated
     wanted = {
         "x": (x_TD, (plan.num_tokens, model)),
         "weight": (weight_N, (plan.token_N.shape[0],)),
-        "w_in": (w_in, (plan.num_experts, width, model)),
-        "w_out": (w_out, (plan.num_experts, model, inner)),
-        "b_in": (b_in, (num_experts, width)),
-        "b_out": (b_out, (num_experts, model)),
+        "w_in": (w_in, (*own, twice * inner, model)),
+        "w_out": (w_out, (inner, model) if widths else (experts, model, inner)),
+        "b_in": (b_in, (*own, twice * inner)),
+        "b_out": (b_out, (experts, model)),
     }
+    if widths is not None:
+        wanted["widths.start_E1"] = (widths.start_E1, (experts + 1,))
     for name, (tensor, shape) in wanted.items():
         if tensor is None:
             continue
         if tuple(tensor.shape) != shape:
             raise ValueError(f"zoo_kernels: {name} has shape {tuple(tensor.shape)}, expected {shape}")
-        if name != "weight" and tensor.dtype != x_TD.dtype:
+        if name in ("w_in", "w_out", "b_in", "b_out") and tensor.dtype != x_TD.dtype:
             raise ValueError(f"zoo_kernels: {name} is {tensor.dtype} but x is {x_TD.dtype}; cast one of them")
 
 
 @register_flop_formula(torch.ops.zoo.expert_ffn)
-def _expert_ffn_flops(x_TD, weight_N, token_N, pair_N, offset_E1, slots, w_in, w_out, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
-    """For `torch.utils.flop_counter`: every pair is taken as used (a multiply-add is 2). Arguments are shapes."""
-    return 2 * token_N[0] * (w_in[1] * w_in[2] + w_out[1] * w_out[2])
+def _expert_ffn_flops(x_TD, weight_N, token_N, pair_N, offset_E1, slots, start, widest, multiple, w_in, w_out, *args, **kwargs) -> int:  # type: ignore[no-untyped-def] # fmt: skip # noqa: E501
+    """For `torch.utils.flop_counter`: every pair is taken as used (a multiply-add is 2), of an expert of mean width.
+
+    Arguments are shapes.
+    """
+    return 2 * token_N[0] * (math.prod(w_in) + math.prod(w_out)) // (offset_E1[0] - 1)

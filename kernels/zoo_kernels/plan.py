@@ -3,6 +3,9 @@
 Legend: T tokens, K slots, E experts, N pairs (T * K for token choice).
 """
 
+import math
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -18,6 +21,24 @@ class Plan(NamedTuple):
     num_tokens: int
     num_experts: int
     slots: int = 0  # K if the pairs are T x K, 0 if that is not known
+
+
+class Widths(NamedTuple):
+    """Inner units of experts that differ in width: expert e has the units start_E1[e] : start_E1[e + 1] of all."""
+
+    start_E1: Tensor  # int64, (E + 1,), on the device of the weights
+    widest: int
+    multiple: int = (
+        1  # of which every width is a multiple: from 8 (two-byte types) on, Triton's loads are 128 bits wide
+    )
+
+    @classmethod
+    def of(cls, widths: Sequence[int], device: torch.device | str | None = None) -> "Widths":
+        """From a number an expert, 0 being an expert that says nothing but its bias. Raises ValueError below 0."""
+        if min(widths, default=0) < 0:
+            raise ValueError(f"zoo_kernels: widths {list(widths)} must not be negative")
+        start_E1 = torch.tensor([0, *accumulate(widths)], dtype=torch.int64, device=device)
+        return cls(start_E1, max(widths, default=0), math.gcd(*widths))
 
 
 def used_mask(plan: Plan) -> Tensor:

@@ -5,13 +5,14 @@ Legend: T tokens, K slots, E experts, D model width, F inner width, W = 2F (gate
 backward of SonicMoE (arXiv 2512.14080, section 3), which keeps x, the pre-activation and the plan.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo_kernels.plan import Plan, used_mask
+from zoo_kernels.plan import Plan, Widths, used_mask
 from zoo_kernels.quant import dequantise
 
 GATED = ("swiglu", "geglu", "geglu_tanh", "reglu", "clamped_swiglu")
@@ -187,16 +188,30 @@ def expert_ffn(
     b_out: Tensor | None = None,
     limit: float | None = None,
     interleaved: bool = False,
+    widths: Widths | None = None,
 ) -> Tensor:
     """y_t = sum over the pairs (t, e) of weight * (W_out[e] act(W_in[e] x_t + b_in[e]) + b_out[e]), by autograd."""
     offsets = plan.offset_E1.tolist()
     rows, y_ND = expand(x_TD, plan), []
+    in_E, out_E, bias_E = each_expert(w_in, w_out, b_in, widths)
     for e, (start, stop) in enumerate(pairwise(offsets)):
-        hidden = F.linear(rows[start:stop], w_in[e], None if b_in is None else b_in[e])
+        hidden = _linear(rows[start:stop], in_E[e], bias_E, e)
         act = activate(hidden, activation, limit, interleaved)
-        y_ND.append(F.linear(act, w_out[e], None if b_out is None else b_out[e]))
+        y_ND.append(_linear(act, out_E[e], b_out, e))
     y_ND.append(rows[offsets[-1] :])
     return combine(torch.cat(y_ND), weight_N, plan)
+
+
+def each_expert(
+    w_in: Tensor, w_out: Tensor, b_in: Tensor | None, widths: Widths | None
+) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor] | None]:
+    """(w_in (W, D), w_out (D, F), b_in (W,)) of each expert, as views; `ops.expert_ffn` says how ragged ones lie."""
+    if widths is None:
+        return w_in, w_out, b_in
+    units_E = widths.start_E1.diff().tolist()
+    twice = w_in.shape[0] // max(w_out.shape[0], 1)
+    wide_E = [twice * units for units in units_E]
+    return w_in.split(wide_E), [part.mT for part in w_out.split(units_E)], None if b_in is None else b_in.split(wide_E)
 
 
 def ffn_forward(
@@ -212,22 +227,27 @@ def ffn_forward(
     interleaved: bool,
     keep_hidden: bool,
     scales: tuple[Tensor, Tensor] | None = None,
+    widths: Widths | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(y_TD, hidden_NW); hidden is empty unless asked for. `scales` ((E, W), (E, D)) come with quantised weights."""
+    """(y_TD, hidden_NW); hidden is empty unless asked for. `scales` ((E, W), (E, D)) come with quantised weights.
+
+    With ragged experts W is the widest one's, and a row uses as many of its columns as its expert needs.
+    """
     y_TD = torch.zeros_like(x_TD, dtype=_sum_dtype(x_TD))
-    hidden_NW = x_TD.new_empty(plan.token_N.shape[0] if keep_hidden else 0, w_in.shape[1])
+    hidden_NW = x_TD.new_empty(plan.token_N.shape[0] if keep_hidden else 0, hidden_width(w_in, w_out, widths))
+    in_E, out_E, bias_E = each_expert(w_in, w_out, b_in, widths)
     weight_N = weight_N[plan.pair_N].to(y_TD.dtype)
     for e, (start, stop) in _segments(plan):
         token = plan.token_N[start:stop]
-        matrix_in, matrix_out = w_in[e], w_out[e]
+        matrix_in, matrix_out = in_E[e], out_E[e]
         if scales is not None:
             matrix_in, matrix_out = (
                 dequantise(codes[e], scale[e]).to(x_TD.dtype)
                 for codes, scale in zip((w_in, w_out), scales, strict=True)
             )
-        hidden = _linear(x_TD[token], matrix_in, b_in, e)
+        hidden = _linear(x_TD[token], matrix_in, bias_E, e)
         if keep_hidden:
-            hidden_NW[start:stop] = hidden
+            hidden_NW[start:stop, : hidden.shape[1]] = hidden
         y_ND = _linear(activate(hidden, activation, limit, interleaved), matrix_out, b_out, e)
         y_TD.index_add_(0, token, y_ND.to(y_TD.dtype) * weight_N[start:stop, None])
     return y_TD.to(x_TD.dtype), hidden_NW
@@ -246,6 +266,7 @@ def ffn_backward(
     activation: str,
     limit: float | None,
     interleaved: bool,
+    widths: Widths | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """Gradients of (x, weight, w_in, w_out, b_in, b_out); an empty `hidden_NW` is recomputed.
 
@@ -256,24 +277,27 @@ def ffn_backward(
     dw_in, dw_out = torch.zeros_like(w_in), torch.zeros_like(w_out)
     db_in = None if b_in is None else torch.zeros_like(b_in)
     db_out = None if b_out is None else torch.zeros_like(b_out)
+    in_E, out_E, bias_E = each_expert(w_in, w_out, b_in, widths)
+    din_E, dout_E, dbias_E = each_expert(dw_in, dw_out, db_in, widths)
     sorted_weight_N = weight_N[plan.pair_N].to(x_TD.dtype)
     for e, (start, stop) in _segments(plan):
         token, scale = plan.token_N[start:stop], sorted_weight_N[start:stop, None]
         x, dy = x_TD[token], dy_TD[token]
-        hidden = hidden_NW[start:stop] if hidden_NW.shape[0] else _linear(x, w_in[e], b_in, e)
+        kept = hidden_NW[start:stop, : in_E[e].shape[0]] if hidden_NW.shape[0] else None
+        hidden = _linear(x, in_E[e], bias_E, e) if kept is None else kept
         act = activate(hidden, activation, limit, interleaved)
-        dact = dy @ w_out[e]
+        dact = dy @ out_E[e]
         dscale = (dact * act).sum(1)
         if b_out is not None and db_out is not None:
             dscale = dscale + dy @ b_out[e]
             db_out[e] = (dy * scale).sum(0)
         dweight_N[plan.pair_N[start:stop]] = dscale.to(dweight_N.dtype)
         dhidden = activate_backward(hidden, dact * scale, activation, limit, interleaved)
-        if db_in is not None:
-            db_in[e] = dhidden.sum(0)
-        torch.mm(dhidden.T, x, out=dw_in[e])
-        torch.mm(dy.T, act * scale, out=dw_out[e])
-        dx_TD.index_add_(0, token, (dhidden @ w_in[e]).to(dx_TD.dtype))
+        if dbias_E is not None:
+            dbias_E[e].copy_(dhidden.sum(0))
+        torch.mm(dhidden.T, x, out=din_E[e])
+        torch.mm(dy.T, act * scale, out=dout_E[e])
+        dx_TD.index_add_(0, token, (dhidden @ in_E[e]).to(dx_TD.dtype))
     return dx_TD.to(x_TD.dtype), dweight_N, dw_in, dw_out, db_in, db_out
 
 
@@ -287,5 +311,10 @@ def _segments(plan: Plan) -> list[tuple[int, tuple[int, int]]]:
     return [(e, pair) for e, pair in enumerate(pairwise(offsets)) if pair[0] < pair[1]]
 
 
-def _linear(x: Tensor, w: Tensor, bias: Tensor | None, e: int) -> Tensor:
+def hidden_width(w_in: Tensor, w_out: Tensor, widths: Widths | None) -> int:
+    """W, of the widest expert if they differ."""
+    return w_in.shape[1] if widths is None else w_in.shape[0] // max(w_out.shape[0], 1) * widths.widest
+
+
+def _linear(x: Tensor, w: Tensor, bias: Sequence[Tensor] | None, e: int) -> Tensor:
     return F.linear(x, w, None if bias is None else bias[e])

@@ -207,10 +207,12 @@ def test_export_keeps_all_experts() -> None:
 
 def test_opcheck() -> None:
     x, weight, w_in, w_out, plan = leaves(tokens=6, model=5, inner=4, experts=3)
-    args = (x, weight, *plan[:3], 2, w_in, w_out, None, None, "swiglu", None, False, True, "cpu")
+    args = (x, weight, *plan[:3], 2, None, 0, 1, w_in, w_out, None, None, "swiglu", None, False, True, "cpu")
     # what is promised to autograd and the compiler: schema, fakes, registrations
     utils = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(torch.ops.zoo.expert_ffn.default, args, test_utils=utils)
+    ragged = (torch.tensor([0, 4, 5, 12]), 7, 1, w_in.detach().reshape(24, 5), torch.randn(12, 5))
+    torch.library.opcheck(torch.ops.zoo.expert_ffn.default, (*args[:6], *ragged, *args[11:]), test_utils=utils)
     logits = torch.randn(6, 3, requires_grad=True)
     route = (logits, None, 2, "softmax", "score_then_topk", True, 1.0, 0, 0, "cpu")
     rows = torch.randn(12, 5, requires_grad=True)

@@ -185,6 +185,78 @@ def test_weights_that_lie_as_in_out_are_read_and_differentiated_as_they_lie(
     assert cpu._prepare({"w_in": layer.leaves["w_in"]})["w_in"].data_ptr() == layer.leaves["w_in"].data_ptr()
 
 
+RAGGED = {"any": [5, 1, 17, 9], "all alike": [8, 8, 8, 8], "without inner units": [0, 24, 3, 0]}
+
+
+def make_ragged(widths: list[int], tokens: int, activation: str, biases: bool, model: int = 37) -> Layer:
+    twice = 2 if activation in reference.GATED else 1
+    layer = make_layer(tokens, model, sum(widths), 4, random_index(tokens, 4, 2), biases=biases, activation=activation)
+    layer.leaves |= {"w_in": layer.leaves["w_in"][0], "w_out": layer.leaves["w_out"][0].T.contiguous()}
+    if biases:
+        layer.leaves["b_in"] = torch.randn(twice * sum(widths))
+    layer.options["widths"] = ops.Widths.of(widths)
+    return layer
+
+
+def padded(layer: Layer, tensor: Tensor, name: str, sizes: list[int]) -> Tensor:
+    """The stacked form of a concatenated matrix or bias: what an expert has not is zero."""
+    gates, widest = tensor.shape[0] // sum(sizes), max(sizes)
+    stacked = tensor.new_zeros(len(sizes), gates, widest, *tensor.shape[1:])
+    for e, part in enumerate(tensor.split([gates * size for size in sizes])):
+        stacked[e, :, : sizes[e]] = part.unflatten(0, (gates, -1)) if part.numel() else 0
+    return stacked.flatten(1, 2).mT if name == "w_out" else stacked.flatten(1, 2)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", RAGGED)
+@pytest.mark.parametrize("tokens", [3, 70, 1100])
+@pytest.mark.parametrize(("activation", "biases"), [("swiglu", False), ("relu2", True), ("clamped_swiglu", True)])
+def test_ragged_experts(backend: str, name: str, tokens: int, activation: str, biases: bool) -> None:
+    layer = make_ragged(RAGGED[name], tokens, activation, biases)
+    if activation == "clamped_swiglu":
+        layer.options["limit"] = 7.0
+    want = layer.run(None, torch.float64)
+    for save in ("hidden", "x_only"):
+        assert_close(layer.run(backend, save=save), want, TOLERANCE)
+    # and as if the narrow ones had been padded with zeros, in the columns that there are
+    wide = {
+        n: padded(layer, t, n, RAGGED[name]) if n in ("w_in", "w_out", "b_in") else t for n, t in layer.leaves.items()
+    }
+    options = {key: value for key, value in layer.options.items() if key != "widths"}
+    as_wide = Layer(wide, layer.plan, options).run(backend)
+    got = {n: padded(layer, t, n, RAGGED[name]) if n in ("w_in", "w_out", "b_in") else t for n, t in want.items()}
+    there = {
+        n: padded(layer, torch.ones_like(t), n, RAGGED[name])
+        for n, t in layer.leaves.items()
+        if n in ("w_in", "w_out", "b_in")
+    }
+    assert_close({n: t * there.get(n, 1) for n, t in as_wide.items()}, got, TOLERANCE)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_ragged_experts_of_other_types(backend: str, dtype: torch.dtype) -> None:
+    layer = make_ragged([5, 1, 17, 9], 40, "geglu", True)
+    layer.leaves = {name: leaf.to(dtype) for name, leaf in layer.leaves.items()}
+    got = layer.run(backend, dtype)
+    assert_close(got, layer.run(None, torch.float64), 2e-2 if dtype == torch.bfloat16 else 1e-13)
+
+
+def test_widths_that_do_not_fit_are_refused() -> None:
+    layer = make_ragged([5, 1, 17, 9], 6, "swiglu", False)
+    for widths, message in (
+        (ops.Widths.of([5, 1, 26]), "start_E1"),
+        (ops.Widths.of([5, 1, 17, 8]), "do not fit"),
+        (ops.Widths(torch.tensor([0, 5, 6, 23, 32]), 9), "do not fit"),
+        (ops.Widths(torch.tensor([0, 5, 3, 23, 32]), 20), "do not fit"),
+    ):
+        layer.options["widths"] = widths
+        with pytest.raises(ValueError, match=message):
+            layer.run("cpu")
+    with pytest.raises(ValueError, match="negative"):
+        ops.Widths.of([3, -1])
+
+
 def test_gradcheck_of_the_reference() -> None:
     for activation in reference.ACTIVATIONS:
         layer = make_layer(5, 4, 3, 3, random_index(5, 3, 2), torch.rand(5, 2) > 0.2, True, activation=activation)
@@ -234,7 +306,7 @@ def test_inference_keeps_no_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     forward = reference.ffn_forward
 
     def spy(*args):
-        kept.append(args[-1])
+        kept.append(args[10])
         return forward(*args)
 
     monkeypatch.setattr(reference, "ffn_forward", spy)

@@ -26,7 +26,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import mangle_type
 
 from zoo_kernels import triton as zoo_triton
-from zoo_kernels.plan import Plan
+from zoo_kernels.plan import Plan, Widths
 from zoo_kernels.triton import common, dispatch, rounding, router, tiles
 
 GOLDEN = Path(__file__).with_name("triton_golden.json")
@@ -69,6 +69,16 @@ def train(
     inputs = (x_TD, weight_N, plan, w_in, w_out, *biases)
     _, hidden = zoo_triton.ffn_forward(*inputs, activation, limit, interleaved, keep)
     zoo_triton.ffn_backward(x_TD, *inputs, hidden, activation, limit, interleaved)
+
+
+def train_ragged(keep: bool = True) -> None:
+    """Widths that are multiples of 16, 700 on the mean."""
+    num_tokens, k, num_experts, model, units = 8192, 8, 64, 2048, 64 * 700
+    plan, weight_N = routed(num_tokens, k, num_experts), meta(num_tokens * k, dtype=torch.float32)
+    widths = Widths(meta(num_experts + 1, dtype=torch.int64), 1024, 16)
+    inputs = (meta(num_tokens, model), weight_N, plan, meta(2 * units, model), meta(units, model), None, None)
+    _, hidden = zoo_triton.ffn_forward(*inputs, "swiglu", None, False, keep, None, widths)
+    zoo_triton.ffn_backward(inputs[0], *inputs, hidden, "swiglu", None, False, widths)
 
 
 def decode(dtype: torch.dtype) -> None:
@@ -118,6 +128,13 @@ KERNELS: dict[str, tuple[Callable[[], None], str, int, bool]] = {
     "down_int8": (functools.partial(decode, torch.int8), "gemm_kernel", 0, True),
     "up_ternary": (functools.partial(decode, torch.uint8), "up_kernel", 0, True),
     "down_ternary": (functools.partial(decode, torch.uint8), "gemm_kernel", 0, True),
+    "up_ragged": (train_ragged, "up_kernel", 0, True),
+    "down_ragged": (train_ragged, "gemm_kernel", 0, True),
+    "down_backward_ragged": (train_ragged, "down_backward_kernel", 0, True),
+    "input_gradient_ragged": (train_ragged, "gemm_kernel", 1, True),
+    "weight_gradient_in_ragged": (train_ragged, "wgrad_kernel", 0, True),
+    "weight_gradient_out_ragged": (train_ragged, "wgrad_kernel", 1, True),
+    "recompute_ragged": (functools.partial(train_ragged, keep=False), "gemm_kernel", 1, True),
     "router": (route, "route_kernel", 0, False),
     "router_backward": (route, "route_backward_kernel", 0, False),
     "round_tokens": (round_tokens, "round_kernel", 0, False),

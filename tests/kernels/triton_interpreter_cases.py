@@ -185,6 +185,7 @@ class Case(NamedTuple):
     dtype: torch.dtype = torch.float32
     model: int = 35
     inner: int = 21
+    widths: tuple[int, ...] = ()
 
 
 CASES = (
@@ -206,6 +207,9 @@ CASES = (
     Case("relu2", dtype=torch.float16),
     Case(tokens=0, bias=True),
     Case(routing="all unused", bias=True, tokens=5),
+    Case("clamped_swiglu", bias=True, interleaved=True, limit=1.0, widths=(5, 40, 0, 33)),
+    Case("relu2", "empty experts", widths=(7, 1, 48, 2), keep=False, bias=True),
+    Case("geglu", "one expert takes all", widths=(8, 64, 16, 40), dtype=torch.float16, model=64),
 )
 
 
@@ -217,6 +221,10 @@ def inputs_of(case: Case, num_experts: int, k: int) -> list[torch.Tensor | None]
     if case.transposed:
         w_in, w_out = (weight.transpose(1, 2).contiguous().transpose(1, 2) for weight in (w_in, w_out))
     biases = (torch.randn(num_experts, width), torch.randn(num_experts, case.model)) if case.bias else (None, None)
+    if case.widths:  # experts one below the other
+        units, twice = sum(case.widths), width // case.inner
+        w_in, w_out = torch.randn(twice * units, case.model) / case.model**0.5, torch.randn(units, case.model) / 4
+        biases = biases if biases[0] is None else (torch.randn(twice * units), biases[1])
     typed = [None if tensor is None else tensor.to(case.dtype) for tensor in (x_TD, w_in, w_out, *biases)]
     return [typed[0], torch.rand(case.tokens * k), *typed[1:]]
 
@@ -230,19 +238,20 @@ def test_experts_and_every_gradient(case: Case, monkeypatch: pytest.MonkeyPatch)
     index_TK, used_TK = choices(case.routing, case.tokens, k, num_experts)
     routed = make_plan(index_TK, num_experts, used_TK)
     x_TD, weight_N, w_in, w_out, b_in, b_out = inputs_of(case, num_experts, k)
-    dy_TD = torch.randn(x_TD.shape).to(case.dtype)
+    dy_TD, widths = torch.randn(x_TD.shape).to(case.dtype), ops.Widths.of(case.widths) if case.widths else None
     y_TD, hidden_NW = zoo_triton.ffn_forward(
-        x_TD, weight_N, routed, w_in, w_out, b_in, b_out, case.activation, case.limit, case.interleaved, case.keep
-    )
+        x_TD, weight_N, routed, w_in, w_out, b_in, b_out, case.activation, case.limit, case.interleaved, case.keep,
+        None, widths,
+    )  # fmt: skip
     assert hidden_NW.shape[0] == (weight_N.shape[0] if case.keep else 0)
     grads = zoo_triton.ffn_backward(
         dy_TD, x_TD, weight_N, routed, w_in, w_out, b_in, b_out, hidden_NW, case.activation, case.limit,
-        case.interleaved,
+        case.interleaved, widths,
     )  # fmt: skip
     wide = [None if t is None else t.double().requires_grad_() for t in (x_TD, weight_N, w_in, w_out, b_in, b_out)]
     wanted_TD = reference.expert_ffn(
         *wide[:2], routed, *wide[2:4], activation=case.activation, b_in=wide[4], b_out=wide[5], limit=case.limit,
-        interleaved=case.interleaved,
+        interleaved=case.interleaved, widths=widths,
     )  # fmt: skip
     found = [y_TD, *(grad for grad in grads if grad is not None)]
     leaves = [tensor for tensor in wide if tensor is not None]

@@ -8,13 +8,14 @@
 #include <math.h>
 
 typedef struct {
-    int64_t tokens, experts, model, inner, width; // T, E, D, F, W
+    int64_t tokens, experts, model, inner, width; // T, E, D, F, W; of the widest expert if they differ
     int64_t threads, groups, kind, mode;
     int64_t bits;                           // of the weights' codes: 8, 2 (ternary, packed) or 0: w_in, w_out are floats
     int64_t in_turned, out_turned;          // the weights lie as (E, D, W) and (E, F, D), and so do their gradients
     float limit;
     const float *x, *weight;                // (T, D), (N,) in original pair order
     const int64_t *token, *pair, *offset;   // the plan
+    const int64_t *start;                   // (E + 1): expert e has inner units start[e] to start[e + 1]; NULL: F each
     const float *w_in, *w_out, *b_in, *b_out, *scale_in, *scale_out;
     float *hidden;                          // (N, W) or NULL
     float *y;                               // forward: (T, D)
@@ -46,18 +47,25 @@ static void gemm(int64_t m, int64_t n, int64_t depth, operand a, operand b, resu
     packed_gemm(m, n, depth, a, b, c, workspace, then);
 }
 
+// inner units of the experts before e, and of e; the pre-activation is once or twice as wide
+static int64_t units_before(const ffn *s, int64_t e) { return s->start ? s->start[e] : e * s->inner; }
+static int64_t inner_of(const ffn *s, int64_t e) { return s->start ? s->start[e + 1] - s->start[e] : s->inner; }
+static int64_t twice(const ffn *s, int64_t units) { return s->mode == UNGATED ? units : 2 * units; }
+static int64_t width_of(const ffn *s, int64_t e) { return twice(s, inner_of(s, e)); }
+
 // one expert's weights, rows x depth, or the codes of a quantised one; k_major if the product runs over the rows
-static operand weights_of(const ffn *s, const float *all, const float *scales, int64_t e, int64_t rows, int64_t depth,
+static operand weights_of(const ffn *s, const float *all, int64_t before, const float *scales, int64_t rows, int64_t depth,
                           int turned, int k_major) {
-    if (s->bits) return (operand){(const float *)((const char *)all + e * rows * depth * s->bits / 8), depth, NULL, 0, (int)s->bits, scales + e * rows};
-    all += e * rows * depth;
-    return turned ? floats(all, rows, NULL, !k_major) : floats(all, depth, NULL, k_major);
+    if (s->bits) return (operand){(const float *)((const char *)all + before * s->bits / 8), depth, NULL, 0, (int)s->bits, scales};
+    return turned ? floats(all + before, rows, NULL, !k_major) : floats(all + before, depth, NULL, k_major);
 }
 static operand w_in_of(const ffn *s, int64_t e, int k_major) {
-    return weights_of(s, s->w_in, s->scale_in, e, s->width, s->model, s->in_turned, k_major);
+    int64_t before = twice(s, units_before(s, e));
+    return weights_of(s, s->w_in, before * s->model, s->bits ? s->scale_in + before : NULL, width_of(s, e), s->model, s->in_turned, k_major);
 }
 static operand w_out_of(const ffn *s, int64_t e, int k_major) {
-    return weights_of(s, s->w_out, s->scale_out, e, s->model, s->inner, s->out_turned, k_major);
+    return weights_of(s, s->w_out, units_before(s, e) * s->model, s->bits ? s->scale_out + e * s->model : NULL,
+                      s->model, inner_of(s, e), s->out_turned, k_major);
 }
 
 static int64_t expert_of(const ffn *s, int64_t row) {
@@ -70,26 +78,31 @@ static int64_t expert_of(const ffn *s, int64_t row) {
     return low;
 }
 
+// of an expert with rows, in rows of one inner unit
+static int64_t cost_of(const ffn *s, int64_t e) {
+    int64_t rows = s->offset[e + 1] - s->offset[e];
+    return rows ? (rows + ROW_COST) * inner_of(s, e) : 0;
+}
+
 // Cuts where the running cost passes g / groups of the total, at the nearest expert boundary if that is close enough.
 static void cut(const ffn *s, group *groups) {
     int64_t used = s->offset[s->experts], total = 0, seen = 0, g = 1;
-    for (int64_t e = 0; e < s->experts; e++)
-        if (s->offset[e + 1] > s->offset[e]) total += s->offset[e + 1] - s->offset[e] + ROW_COST;
+    for (int64_t e = 0; e < s->experts; e++) total += cost_of(s, e);
     double share = (double)total / s->groups, slack = 0.01 * share;
     groups[0].first = 0;
     for (int64_t e = 0; e < s->experts; e++) {
-        int64_t rows = s->offset[e + 1] - s->offset[e];
-        if (!rows) continue;
-        for (; g < s->groups && seen + rows + ROW_COST > g * share - slack; g++) {
+        int64_t rows = s->offset[e + 1] - s->offset[e], cost = cost_of(s, e);
+        if (!cost) continue;
+        for (; g < s->groups && seen + cost > g * share - slack; g++) {
             double into = g * share - seen;
-            double past = rows + ROW_COST - into;
+            double past = cost - into;
             int64_t row;
             if (into < slack || (rows < 4 * MR && into < past)) row = s->offset[e];
             else if (past < slack || rows < 4 * MR) row = s->offset[e + 1];
-            else row = s->offset[e] + (int64_t)fmin(fmax(into - ROW_COST, 0), (double)rows);
+            else row = s->offset[e] + (int64_t)fmin(fmax(into / inner_of(s, e) - ROW_COST, 0), (double)rows);
             groups[g].first = row > groups[g - 1].first ? row : groups[g - 1].first;
         }
-        seen += rows + ROW_COST;
+        seen += cost;
     }
     for (; g < s->groups; g++) groups[g].first = used;
     for (g = 0; g < s->groups; g++) {
@@ -149,10 +162,11 @@ static int64_t next_expert(const ffn *s, int64_t e) { // whose weights come next
 
 // pre-activation of `rows` sorted rows from `row`
 static void up(const ffn *s, const group *g, int64_t e, int64_t row, int64_t rows, float *hidden, const operand *then) {
-    gemm(rows, s->width, s->model, floats(s->x, s->model, s->token + row, 0),
+    int64_t width = width_of(s, e);
+    gemm(rows, width, s->model, floats(s->x, s->model, s->token + row, 0),
          w_in_of(s, e, 0), (result){hidden, s->width, NULL, NULL, 0, 0}, g->pack, then);
     if (s->b_in)
-        for (int64_t i = 0; i < rows; i++) add_to(hidden + i * s->width, s->b_in + e * s->width, s->width);
+        for (int64_t i = 0; i < rows; i++) add_to(hidden + i * s->width, s->b_in + twice(s, units_before(s, e)), width);
 }
 
 #define EVERY_MODE(KIND, CALL) \
@@ -167,15 +181,16 @@ static void up(const ffn *s, const group *g, int64_t e, int64_t row, int64_t row
 
 static void forward_rows(const ffn *s, const group *g, int64_t e, int64_t row, int64_t rows) {
     float *hidden = s->hidden ? s->hidden + row * s->width : g->hidden;
+    int64_t inner = inner_of(s, e);
     operand w_out = w_out_of(s, e, 0), next = w_in_of(s, next_expert(s, e), 0);
     up(s, g, e, row, rows, hidden, &w_out);
 #define CALL(KIND, MODE) \
     for (int64_t i = 0; i < rows; i++) \
-        forward_row(KIND, MODE, s->inner, s->limit, hidden + i * s->width, g->act + i * s->inner)
+        forward_row(KIND, MODE, inner, s->limit, hidden + i * s->width, g->act + i * s->inner)
     EVERY_KIND(CALL)
 #undef CALL
     for (int64_t i = 0; i < rows; i++) g->scale[i] = s->weight[s->pair[row + i]];
-    gemm(rows, s->model, s->inner, floats(g->act, s->inner, NULL, 0), w_out,
+    gemm(rows, s->model, inner, floats(g->act, s->inner, NULL, 0), w_out,
          (result){g->sum, s->model, s->token + row, g->scale, 1, 0}, g->pack, &next);
     if (s->b_out)
         for (int64_t i = 0; i < rows; i++) axpy(g->sum + s->token[row + i] * s->model, g->scale[i], s->b_out + e * s->model, s->model);
@@ -188,29 +203,29 @@ static void weight_gradient(int64_t m, int64_t n, int64_t rows, operand left, op
 }
 
 static void backward_rows(const ffn *s, const group *g, int64_t e, int64_t row, int64_t rows, grads d, int add, int last) {
-    const int64_t *token = s->token + row;
+    const int64_t *token = s->token + row, inner = inner_of(s, e), width = width_of(s, e);
     operand w_in = w_in_of(s, e, 1), w_out = w_out_of(s, e, 1), next = w_out_of(s, next_expert(s, e), 1);
     float *hidden = s->hidden ? s->hidden + row * s->width : g->hidden;
     if (!s->hidden) up(s, g, e, row, rows, hidden, &w_out);
-    gemm(rows, s->inner, s->model, floats(s->dy, s->model, token, 0), w_out,
+    gemm(rows, inner, s->model, floats(s->dy, s->model, token, 0), w_out,
          (result){g->dact, s->inner, NULL, NULL, 0, 0}, g->pack, &w_in);
 #define CALL(KIND, MODE) \
     for (int64_t i = 0; i < rows; i++) { \
         int64_t pair = s->pair[row + i]; \
-        s->dweight[pair] = backward_row(KIND, MODE, s->inner, s->limit, s->weight[pair], hidden + i * s->width, \
+        s->dweight[pair] = backward_row(KIND, MODE, inner, s->limit, s->weight[pair], hidden + i * s->width, \
                                         g->dact + i * s->inner, g->dhidden + i * s->width, g->act + i * s->inner); \
     }
     EVERY_KIND(CALL)
 #undef CALL
-    gemm(rows, s->model, s->width, floats(g->dhidden, s->width, NULL, 0), w_in,
+    gemm(rows, s->model, width, floats(g->dhidden, s->width, NULL, 0), w_in,
          (result){g->sum, s->model, token, NULL, 1, 0}, g->pack, NULL);
     operand x = floats(s->x, s->model, token, 1), dhidden = floats(g->dhidden, s->width, NULL, 1);
     operand dy = floats(s->dy, s->model, token, 1), act = floats(g->act, s->inner, NULL, 1);
-    weight_gradient(s->width, s->model, rows, dhidden, x, d.dw_in, s->in_turned, add, last, g->pack, &next);
-    weight_gradient(s->model, s->inner, rows, dy, act, d.dw_out, s->out_turned, add, last, g->pack, NULL);
+    weight_gradient(width, s->model, rows, dhidden, x, d.dw_in, s->in_turned, add, last, g->pack, &next);
+    weight_gradient(s->model, inner, rows, dy, act, d.dw_out, s->out_turned, add, last, g->pack, NULL);
     if (s->b_in) {
-        if (!add) memset(d.db_in, 0, 4 * s->width);
-        for (int64_t i = 0; i < rows; i++) add_to(d.db_in, g->dhidden + i * s->width, s->width);
+        if (!add) memset(d.db_in, 0, 4 * width);
+        for (int64_t i = 0; i < rows; i++) add_to(d.db_in, g->dhidden + i * s->width, width);
     }
     if (s->b_out) {
         if (!add) memset(d.db_out, 0, 4 * s->model);
@@ -224,8 +239,9 @@ static void backward_rows(const ffn *s, const group *g, int64_t e, int64_t row, 
 }
 
 static grads of_expert(const ffn *s, int64_t e) {
-    return (grads){s->dw_in + e * s->width * s->model, s->dw_out + e * s->model * s->inner,
-                   s->b_in ? s->db_in + e * s->width : NULL, s->b_out ? s->db_out + e * s->model : NULL};
+    int64_t units = units_before(s, e);
+    return (grads){s->dw_in + twice(s, units) * s->model, s->dw_out + units * s->model,
+                   s->b_in ? s->db_in + twice(s, units) : NULL, s->b_out ? s->db_out + e * s->model : NULL};
 }
 
 static void run_group(const ffn *s, const group *g, int64_t index) {
@@ -248,9 +264,9 @@ static void run_group(const ffn *s, const group *g, int64_t index) {
     for (int64_t e = index; e < s->experts; e += s->groups) { // experts without rows
         if (s->offset[e] != s->offset[e + 1]) continue;
         grads d = of_expert(s, e);
-        memset(d.dw_in, 0, 4 * s->width * s->model);
-        memset(d.dw_out, 0, 4 * s->model * s->inner);
-        if (s->b_in) memset(d.db_in, 0, 4 * s->width);
+        memset(d.dw_in, 0, 4 * width_of(s, e) * s->model);
+        memset(d.dw_out, 0, 4 * s->model * inner_of(s, e));
+        if (s->b_in) memset(d.db_in, 0, 4 * width_of(s, e));
         if (s->b_out) memset(d.db_out, 0, 4 * s->model);
     }
 }
@@ -277,10 +293,11 @@ int zoo_ffn(const ffn *s) {
                 add_to(total + block * 4096, groups[g].sum + block * 4096, min64(4096, out - block * 4096));
         for (int64_t g = 1; g < count; g++)
             if (groups[g].partial.dw_in) {
-                grads d = of_expert(s, groups[g].expert);
-                add_to(d.dw_in, groups[g].partial.dw_in, s->width * s->model);
-                add_to(d.dw_out, groups[g].partial.dw_out, s->model * s->inner);
-                if (s->b_in) add_to(d.db_in, groups[g].partial.db_in, s->width);
+                int64_t e = groups[g].expert;
+                grads d = of_expert(s, e);
+                add_to(d.dw_in, groups[g].partial.dw_in, width_of(s, e) * s->model);
+                add_to(d.dw_out, groups[g].partial.dw_out, s->model * inner_of(s, e));
+                if (s->b_in) add_to(d.db_in, groups[g].partial.db_in, width_of(s, e));
                 if (s->b_out) add_to(d.db_out, groups[g].partial.db_out, s->model);
             }
     }

@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ..plan import Widths
 from . import tiles
 from .tiles import INTERPRET, Tile
 
@@ -27,6 +28,11 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, tile: Tile | None = N
             kernel[grid](*args, **constants)
     else:
         kernel[grid](*args, **constants)
+
+
+def ragged(widths: Widths | None, other: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """(start_ptr, MULTIPLE) for `units_of`; `other` stands in for a pointer that is not read."""
+    return (other, 0) if widths is None else (widths.start_E1, math.gcd(widths.multiple, 16))
 
 
 def check_dtype(dtype: torch.dtype) -> None:
@@ -50,6 +56,17 @@ def upcast(dtype: torch.dtype) -> bool:
 def precision(dtype: torch.dtype) -> str:
     """`input_precision` of tl.dot: fp32 stays exact unless the user allowed TF32 for torch's own matrix products."""
     return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+
+
+@triton.jit
+def units_of(start_ptr, expert, F, MULTIPLE: tl.constexpr):
+    """(first, number) of the inner units of an expert; MULTIPLE 0: all have F, else `start_ptr` says it."""
+    if MULTIPLE == 0:
+        first, units = expert.to(tl.int64) * F, F
+    else:
+        first = tl.load(start_ptr + expert)
+        units = tl.multiple_of((tl.load(start_ptr + expert + 1) - first).to(tl.int32), MULTIPLE)
+    return first, units
 
 
 @triton.jit

@@ -8,21 +8,26 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ..plan import Plan
+from ..plan import Plan, Widths
 from . import common, tiles
+from .common import units_of
 from .plan import row_tiles
 from .quant import load_weight, weight_kind
 
 
 @triton.jit(do_not_specialize=["num_m"])
 def gemm_kernel(
-    a_ptr, token_ptr, w_ptr, scale_ptr, bias_ptr, y_ptr, offset_ptr, tile_expert_ptr, tile_row_ptr,
+    a_ptr, token_ptr, w_ptr, scale_ptr, bias_ptr, y_ptr, start_ptr, offset_ptr, tile_expert_ptr, tile_row_ptr,
     R, C, num_m, num_n, stride_an, stride_we, stride_wc, stride_wr, stride_yn,
     GATHER: tl.constexpr, HAS_BIAS: tl.constexpr, WEIGHT: tl.constexpr, EVEN: tl.constexpr,
+    MULTIPLE: tl.constexpr, TWICE: tl.constexpr, RAGGED_COLUMNS: tl.constexpr,
     UPCAST: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """y[i, c] = sum_r a[token[i] or i, r] * w[e(i), c, r] (+ bias[e(i), c]) for the rows i of one tile."""
+    """y[i, c] = sum_r a[token[i] or i, r] * w[e(i), c, r] (+ bias[e(i), c]) for the rows i of one tile.
+
+    Of ragged experts, w is concatenated along c (RAGGED_COLUMNS) or r, TWICE as long as an expert has inner units.
+    """
     pid = tl.program_id(0)
     pid_m, pid_n = tl.swizzle2d(pid // num_n, pid % num_n, num_m, num_n, GROUP)
     expert = tl.load(tile_expert_ptr + pid_m)
@@ -34,13 +39,27 @@ def gemm_kernel(
     in_rows = local < end - first
     # Rows past the end read the first row instead of a mask: they are never stored.
     source = tl.load(token_ptr + first + local, mask=in_rows, other=0) if GATHER else tl.where(in_rows, local, 0)
+    if MULTIPLE == 0:
+        w_ptr += expert.to(tl.int64) * stride_we
+        bias_ptr += expert * C
+    else:
+        unit, units = units_of(start_ptr, expert, 0, MULTIPLE)
+        if RAGGED_COLUMNS:
+            C = units * TWICE
+            w_ptr += unit * TWICE * stride_wc
+            bias_ptr += unit * TWICE
+            if pid_n * BN >= C:
+                return
+        else:
+            R = units * TWICE
+            w_ptr += unit * TWICE * stride_wr
+            bias_ptr += expert * C
     col = pid_n * BN + tl.arange(0, BN)
     in_cols = col < C
     k = tl.arange(0, BK)
     if not GATHER:
         a_ptr += first * stride_an
     a_ptrs = a_ptr + source[:, None] * stride_an + k[None, :]
-    w_ptr += expert.to(tl.int64) * stride_we
     acc = tl.zeros((BM, BN), dtype=tl.float32)
     for r in range(0, R, BK):
         a = tl.load(a_ptrs + r) if EVEN else tl.load(a_ptrs + r, mask=(r + k < R)[None, :], other=0.0)
@@ -51,7 +70,7 @@ def gemm_kernel(
     if WEIGHT != "float":
         acc *= tl.load(scale_ptr + expert * C + col, mask=in_cols, other=0.0).to(tl.float32)[None, :]
     if HAS_BIAS:
-        acc += tl.load(bias_ptr + expert * C + col, mask=in_cols, other=0.0).to(tl.float32)[None, :]
+        acc += tl.load(bias_ptr + col, mask=in_cols, other=0.0).to(tl.float32)[None, :]
     y_ptrs = y_ptr + first * stride_yn + local[:, None] * stride_yn + col[None, :]
     tl.store(y_ptrs, acc.to(y_ptr.dtype.element_ty), mask=in_rows[:, None] & in_cols[None, :])
 
@@ -121,10 +140,20 @@ def grouped_gemm(
     *,
     scale: torch.Tensor | None = None,
     gather: bool = False,
+    widths: Widths | None = None,
+    twice: int = 1,
 ) -> torch.Tensor:
-    """(N, C) = rows (N, R), or (T, R) through the plan, times weight (E, C, R), any strides; unused rows: anything."""
-    num_pairs, columns = plan.token_N.shape[0], weight.shape[1]
-    contracted = rows.shape[1]
+    """(N, C) = rows (N, R), or (T, R) through the plan, times weight (E, C, R), any strides; unused rows: anything.
+
+    Weights of ragged experts (C, R) are concatenated along the columns of H (`gather`) or along R, and so many of the
+    columns of `rows` are read; `twice` is 2 if that holds gate and up. C is then the widest.
+    """
+    num_pairs, contracted = plan.token_N.shape[0], rows.shape[1]
+    columns = weight.shape[-2]
+    if widths is not None:
+        weight = weight.unsqueeze(0)
+        columns = twice * widths.widest if gather else columns
+    start, multiple = common.ragged(widths, plan.offset_E1)
     y_NC = rows.new_empty(num_pairs, columns)
     tile = tiles.choose("gemm", rows.device, rows.dtype, num_pairs // plan.num_experts)
     listed = row_tiles(plan.offset_E1, num_pairs, tile.m)
@@ -133,7 +162,11 @@ def grouped_gemm(
         "HAS_BIAS": bias is not None, "UPCAST": common.upcast(rows.dtype), "PRECISION": common.precision(rows.dtype),
         "BM": tile.m, "BN": tile.n, "BK": tile.k, "GROUP": tile.group, "tile": tile,
     }  # fmt: skip
-    described = None if gather or tiles.arch(rows.device) not in tiles.TMA else _descriptors(rows, weight, tile)
+    described = (
+        None
+        if gather or widths is not None or tiles.arch(rows.device) not in tiles.TMA
+        else _descriptors(rows, weight, tile)
+    )
     if described is not None:
         common.launch(
             gemm_tma_kernel, (num_m * num_n,), *described[:2], rows if bias is None else bias, y_NC,
@@ -143,8 +176,9 @@ def grouped_gemm(
         return y_NC
     common.launch(
         gemm_kernel, (num_m * num_n,), rows, plan.token_N, weight, weight if scale is None else scale,
-        rows if bias is None else bias, y_NC, plan.offset_E1, listed.expert_M, listed.row_M,
+        rows if bias is None else bias, y_NC, start, plan.offset_E1, listed.expert_M, listed.row_M,
         contracted, columns, num_m, num_n, rows.stride(0), *weight.stride(), y_NC.stride(0),
-        GATHER=gather, WEIGHT=weight_kind(weight), EVEN=contracted % tile.k == 0, **shared,
+        GATHER=gather, WEIGHT=weight_kind(weight), EVEN=contracted % tile.k == 0 and (widths is None or gather),
+        MULTIPLE=multiple, TWICE=twice, RAGGED_COLUMNS=gather, **shared,
     )  # fmt: skip
     return y_NC

@@ -5,19 +5,21 @@ Shapes: T tokens, N pairs, E experts, D model width, F expert width, W = 2F (gat
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.config import at_least
-from zoo.moe.experts.base import Bank, BankConfig
+from zoo.moe.experts.base import Bank, BankConfig, View
 from zoo.moe.experts.grouped import grouped_linear
 from zoo.spec import ZooError
 from zoo_kernels import ops
-from zoo_kernels.plan import Plan
+from zoo_kernels.plan import Plan, Widths
 
 BASE = {"swiglu": F.silu, "geglu": F.gelu, "reglu": F.relu, "silu": F.silu, "gelu": F.gelu, "relu": F.relu}
 GATED = ("swiglu", "geglu", "reglu")
@@ -95,10 +97,8 @@ class SwiGLU(MLP):
         members = [asdict(self.members[place]) for place in places]
         config = Ragged.Config(members=members, widths=widths.tolist())
         new = Ragged(config, self.hidden_size, len(places)).to(w_in_EWD)
-        gate_EFD, up_EFD = w_in_EWD.chunk(2, 1)
-        for name, weight_EFD in (("gate_proj", gate_EFD), ("up_proj", up_EFD), ("down_proj", w_out_EDF.mT)):
-            cut = [weight_EFD[place, :width] for place, width in zip(places, config.widths, strict=True)]
-            new.get_parameter(name).data.copy_(torch.cat(cut))
+        for e, place in enumerate(places):
+            new.write(e, cut({"gate_up_proj": w_in_EWD[place], "down_proj": w_out_EDF[place]}, config.widths[e]))
         return new
 
 
@@ -183,47 +183,57 @@ def ternary(weight: Tensor) -> Tensor:
     return (weight / scale).detach().round().clamp(-1, 1) * scale + (weight - weight.detach())
 
 
+def cut(view: Mapping[str, Tensor], width: int) -> View:
+    """The first inner units of a gated expert."""
+    gate, up = view["gate_up_proj"].chunk(2)
+    return {"gate_up_proj": torch.cat([gate[:width], up[:width]]), "down_proj": view["down_proj"][:, :width]}
+
+
 class Ragged(MLP):
-    """Gated experts of different widths, as they are after pruning: ``widths`` has one number an expert, and their
-    inner units stand one after the other in each matrix. For the kernels they are padded to the widest."""
+    """Gated experts of different widths, as they are after pruning: ``widths`` has one number an expert. Their matrices
+    lie one below the other and are read there; only what looks at rows one by one pads them to the widest.
+    An expert's view is that of `SwiGLU`, narrower."""
 
     @dataclass
     class Config(BankConfig):
         widths: list[int] = field(default_factory=list)
         activation: Literal["swiglu", "geglu", "reglu"] = "swiglu"
 
-    GATES: ClassVar = ("gate_proj", "up_proj", "down_proj")
-
     def __init__(self, config: Any, hidden_size: int, num_experts: int) -> None:
         super().__init__(config, hidden_size, num_experts)
         if len(config.widths) != num_experts or min(config.widths, default=1) < 1:
             raise ZooError(f"ragged widths={config.widths} must be {num_experts} numbers above 0, one for each expert")
         self.activation, total = config.activation, sum(config.widths)
-        for name in self.GATES:
-            self.register_parameter(name, nn.Parameter(torch.empty(total, hidden_size)))
-        width_E = torch.tensor(config.widths, dtype=torch.int64)
-        unit_F = torch.arange(int(width_E.max()) if num_experts else 0)
-        start_E = width_E.cumsum(0) - width_E
-        # The row behind the last is zero, and stands for every inner unit that an expert does not have.
-        place_EF = torch.where(unit_F < width_E[:, None], start_E[:, None] + unit_F, total)
-        self.register_buffer("place_EF", place_EF, persistent=False)
+        self.gate_up_proj = nn.Parameter(torch.empty(2 * total, hidden_size))
+        self.down_proj = nn.Parameter(torch.empty(total, hidden_size))  # a row is an inner unit
+        self.widest, self.multiple = max(config.widths, default=0), math.gcd(*config.widths)
+        self.register_buffer("start_E1", Widths.of(config.widths).start_E1, persistent=False)
+
+    def fused(self, x: Tensor, weight_N: Tensor, plan: Plan, valid_TW: Tensor | None) -> Tensor:
+        w_in, w_out = self.gate_up_proj.to(x.dtype), self.down_proj.to(x.dtype)
+        widths = Widths(self.start_E1, self.widest, self.multiple)
+        y_TD = ops.expert_ffn(x.flatten(1), weight_N, plan, w_in, w_out, activation=self.activation, widths=widths)
+        return y_TD.view_as(x)
 
     def weights(self) -> Weights:
-        gate_EFD, up_EFD, down_EFD = (F.pad(self.get_parameter(n), (0, 0, 0, 1))[self.place_EF] for n in self.GATES)
-        return torch.cat([gate_EFD, up_EFD], 1), down_EFD.mT.contiguous(), None, None
+        wide_E = [2 * width for width in self.config.widths]
+        padded = [
+            F.pad(e.unflatten(0, (2, -1)), (0, 0, 0, self.widest - len(e) // 2))
+            for e in self.gate_up_proj.split(wide_E)
+        ]
+        down_EFD = [F.pad(e, (0, 0, 0, self.widest - len(e))) for e in self.down_proj.split(self.config.widths)]
+        return torch.stack(padded).flatten(1, 2), torch.stack(down_EFD).mT, None, None
 
-    def _rows(self, e: int) -> slice:
-        start = sum(self.config.widths[:e])
-        return slice(start, start + self.config.widths[e])
-
-    def view(self, e: int) -> dict[str, Tensor]:
-        return {name: self.get_parameter(name).detach()[self._rows(e)] for name in self.GATES}
+    def view(self, e: int) -> View:
+        start, stop = (sum(self.config.widths[:place]) for place in (e, e + 1))
+        w_in, w_out = self.gate_up_proj.detach(), self.down_proj.detach()
+        return {"gate_up_proj": w_in[2 * start : 2 * stop], "down_proj": w_out[start:stop].mT}
 
     def resize(self, keep: Tensor, widths: Tensor | None = None) -> Bank:
         places = keep.tolist()
         views = [self.view(place) for place in places]
         if widths is not None:
-            views = [{n: t[:w] for n, t in v.items()} for v, w in zip(views, widths.tolist(), strict=True)]
+            views = [cut(view, width) for view, width in zip(views, widths.tolist(), strict=True)]
         return self._of([self.members[place] for place in places], views)
 
     def append(self, views: Any, origin: str = "") -> Bank:
@@ -232,9 +242,9 @@ class Ragged(MLP):
         return self._of([*self.members, *new], [*(self.view(e) for e in range(self.num_experts)), *views])
 
     def _of(self, members: Any, views: Any) -> Bank:
-        widths = [len(view["down_proj"]) for view in views]
+        widths = [view["down_proj"].shape[1] for view in views]
         config = replace(self.config, widths=widths, members=[asdict(member) for member in members])
-        new = type(self)(config, self.hidden_size, len(views)).to(self.get_parameter("down_proj"))
+        new = type(self)(config, self.hidden_size, len(views)).to(self.down_proj)
         for e, view in enumerate(views):
             new.write(e, view)
         return new
