@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import torch
 import typer
 
 from zoo.report import plot_curves, plot_expert_load, table
-from zoo.train.run import log_files
+from zoo.train.logs import read_logs
 
 
 def after_training(folder: Path) -> None:
@@ -25,19 +24,6 @@ def after_training(folder: Path) -> None:
     for file in files:
         typer.echo(f"wrote {file}")
     typer.echo(f"wrote {folder / 'model'}\n\nNext:\n  zoo eval {folder}\n  zoo info {folder}")
-
-
-def read_logs(folder: Path) -> dict[str, tuple[list[float], list[float]]]:
-    """Every logged curve of a run over its starts: name to (steps, values)."""
-    curves: dict[str, dict[float, float]] = {}
-    for path in log_files(folder):
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                for name, value in row.items():
-                    if value and name not in ("step", "epoch"):
-                        # A resumed run logs the steps after its checkpoint again: the later line counts.
-                        curves.setdefault(name, {})[float(row["step"])] = float(value)
-    return {name: (sorted(points), [points[s] for s in sorted(points)]) for name, points in sorted(curves.items())}
 
 
 def last_load(

@@ -56,8 +56,8 @@ class Training:
 
 @dataclass
 class Recipe:
-    """A recipe. ``init`` names trained weights to start from (a tag or a folder); ``resume`` is ``last`` or a run
-    folder; ``out`` is where run folders go."""
+    """A recipe. ``init`` names trained weights to start from (a tag or a folder); ``freeze`` are wildcards on names of
+    parameters that stay as they are; ``resume`` is ``last`` or a run folder; ``out`` is where run folders go."""
 
     model: Any = zc.part("model")
     task: Any = zc.part("task")
@@ -65,6 +65,7 @@ class Recipe:
     optim: Optim = field(default_factory=Optim)
     train: Training = field(default_factory=Training)
     init: str | None = None
+    freeze: list[str] = field(default_factory=list)
     seed: int = 0
     deterministic: bool = True
     device: str = "auto"

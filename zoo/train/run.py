@@ -7,6 +7,7 @@ runs/<recipe>/            config.yaml  run.json (versions, commit, seed)  logs/ 
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import logging
 import os
@@ -69,6 +70,7 @@ def train(tree: zc.Tree, folder: Path, *, fast_dev_run: bool = False, quiet: boo
     model = hub.create_model(recipe.model["name"], **{k: v for k, v in recipe.model.items() if k != "name"})
     if recipe.init:
         hub.folder.fill(model, hub.folder.unique_state(hub.load(recipe.init).model), recipe.init)
+    freeze(model, recipe.freeze)
     if fast_dev_run:
         recipe.train.steps, recipe.train.val_every, recipe.train.val_batches = 1, 1, 1
         recipe.train.batch_size, recipe.train.eval_batch_size = min(2, recipe.train.batch_size), 2
@@ -152,6 +154,18 @@ def _fit(
         state = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
         model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
     model.eval()
+
+
+def freeze(model: torch.nn.Module, patterns: Sequence[str]) -> None:
+    """Take the parameters whose names match a wildcard out of training. Raises `ZooError` for one that matches none."""
+    for pattern in patterns:
+        found = [p for name, p in model.named_parameters() if fnmatch.fnmatchcase(name, pattern)]
+        if not found:
+            raise ZooError(
+                f"freeze: no parameter's name matches '{pattern}'; the model has {next(iter(model.state_dict()))}, ..."
+            )
+        for parameter in found:
+            parameter.requires_grad_(False)
 
 
 def rank() -> int:
@@ -244,8 +258,3 @@ def _loggers(kind: str, folder: Path) -> list[Logger]:
             remedy = "run: pip install 'moe-zoo[tensorboard]'"
             raise ZooError(f"train.logger=tensorboard needs tensorboard; {remedy}") from error
     return loggers
-
-
-def log_files(folder: Path) -> list[Path]:
-    """The CSV logs of a run, oldest first."""
-    return sorted(folder.glob("logs/version_*/metrics.csv"), key=lambda p: int(p.parent.name.rpartition("_")[2]))

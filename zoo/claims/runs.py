@@ -1,0 +1,185 @@
+"""The runs behind a claim: one for each contestant and seed, one after the other, each in a folder of its own.
+
+    <out>/claims/<plugin>/<system>/<contestant>-s<seed>-<digest>/     a run folder of `zoo train`, and
+        eval.json                                                     what `zoo eval --json` says of it
+        trace.json                                                    what `zoo trace --json` says, where a metric asks
+
+The digest is that of the resolved config and of how it is evaluated: what is finished is skipped, what was interrupted
+goes on from its last checkpoint, and a run of other settings never counts.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from zoo import config as zc
+from zoo import hub
+from zoo.claims.claim import Claim, Metric, digest
+from zoo.eval.evaluate import evaluate
+from zoo.spec import ZooError
+from zoo.train.logs import read_logs
+from zoo.train.run import train, write_folder
+
+Values = dict[str, dict[str, list[float]]]
+SMOKE_STEPS, SMOKE_ITEMS = 3, 32
+
+
+def smaller(tree: zc.Tree) -> zc.Tree:
+    """A recipe cut down to a few steps."""
+    few = {"steps": min(SMOKE_STEPS, tree["train"]["steps"]), "val_batches": 1, "log_every": 1}
+    return {**tree, "train": {**tree["train"], **few}}
+
+
+def run_all(
+    claim: Claim,
+    trees: Mapping[str, zc.Tree],
+    folder: Path,
+    seeds: int,
+    tell: Callable[[str], None],
+    *,
+    smoke: bool = False,
+) -> tuple[Values, dict[str, list[str]]]:
+    """Run what is missing; then the values, by metric and contestant in the order of the seeds, and where from: the
+    commits and data that the runs name.
+
+    Raises:
+        ZooError: a run failed; its contestant and seed are named. Started again, it goes on from there.
+    """
+    values: Values = {metric: {name: [] for name in trees} for metric in claim.metrics}
+    origins: dict[str, list[str]] = {}
+    limit = SMOKE_ITEMS if smoke else claim.limit
+    done, total = 0, len(trees) * seeds
+    for seed in range(seeds):
+        folders: dict[str, Path] = {}
+        for name, base in trees.items():
+            tree = {**(smaller(base) if smoke else base), "seed": seed}
+            settings = {k: v for k, v in tree.items() if k not in ("out", "resume", "device")}
+            of = folders.get(claim.contestants[name].of or "")
+            mark = digest([settings, claim.split, limit, of.name if of else None])
+            here = folders[name] = folder / f"{name}-s{seed}-{mark}"
+            done += 1
+            finished = (here / "eval.json").is_file()
+            tell(f"[{done}/{total}] {name}, seed {seed}{': finished before' if finished else ''}")
+            try:
+                if not finished:
+                    _train(tree, here, of)
+                _assess(claim, tree, here, limit)
+                for metric, definition in claim.metrics.items():
+                    trained = of if of and definition.log else here
+                    values[metric][name].append(read_metric(metric, definition, trained, any_step=smoke))
+                _origins(origins, here)
+            except ZooError as error:
+                raise ZooError(f"contestant '{name}', seed {seed} ({here}): {error}") from error
+    return values, origins
+
+
+def _train(tree: zc.Tree, folder: Path, of: Path | None) -> None:
+    """Train as `zoo train` does; or take another run's weights into a model of these settings."""
+    if of is None:
+        train(tree, folder, quiet=True)
+        return
+    settings = {key: value for key, value in tree["model"].items() if key != "name"}
+    model, trained = hub.create_model(tree["model"]["name"], **settings), hub.load(of)
+    hub.folder.fill(model, hub.folder.unique_state(trained.model), str(of))
+    write_folder(tree, folder)
+    hub.save(folder / "model", model, task=tree["task"], preprocessing=trained.preprocessing)
+
+
+def _assess(claim: Claim, tree: zc.Tree, folder: Path, limit: int | None) -> None:
+    """``eval.json``, and ``trace.json`` where a metric wants it, unless they are there."""
+    traced = any(metric.trace for metric in claim.metrics.values())
+    if traced and not (folder / "trace.json").is_file():
+        predictor, data = hub.load(folder), zc.build("data set", tree["data"])
+        _write(folder / "trace.json", _trace(predictor, data, claim.split, limit))
+    if not (folder / "eval.json").is_file():
+        batch = tree["train"]["eval_batch_size"]
+        report = evaluate(
+            hub.load(folder), tree["data"], split=claim.split, batch_size=batch, limit=limit, quiet=True, rivals=False
+        )
+        _write(folder / "eval.json", report.__dict__)
+
+
+def _trace(predictor: hub.Predictor, data: Any, split: str, limit: int | None) -> dict[str, Any]:
+    from torch.utils.data import DataLoader, Subset
+
+    from zoo.trace import analyse, record
+    from zoo.train.sampling import spread
+
+    dataset = data.split(split)
+    if limit is not None:
+        dataset = Subset(dataset, spread(len(dataset), limit))
+    loader = DataLoader(dataset, batch_size=32, collate_fn=getattr(data, "collate", None))
+    with tempfile.TemporaryDirectory() as folder:
+        return analyse(record(predictor.model, loader, predictor.task.loss, Path(folder) / "routing", logits=False))
+
+
+def _write(path: Path, document: Any) -> None:
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(json.dumps(document, indent=2))
+    os.replace(new, path)
+
+
+def _origins(origins: dict[str, list[str]], folder: Path) -> None:
+    starts = json.loads((folder / "run.json").read_text())["starts"]
+    preprocessing = json.loads((folder / "model" / "config.json").read_text())["preprocessing"]
+    found = [("commits", start["commit"] or "an installed release") for start in starts]
+    found += [("data", f"{key}={value}") for key, value in preprocessing.items() if isinstance(value, str | int)]
+    for key, value in found:
+        if value not in origins.setdefault(key, []):
+            origins[key].append(value)
+
+
+# -- one number of a run ---------------------------------------------------------------------------------------------
+
+
+def read_metric(name: str, metric: Metric, folder: Path, any_step: bool = False) -> float:
+    """A metric of a finished run. Raises `ZooError` that says what there is instead."""
+    if metric.log is not None:
+        return metric.times * _of_log(name, metric, folder, any_step)
+    document = json.loads((folder / ("eval.json" if metric.eval else "trace.json")).read_text())
+    path = str(metric.eval or metric.trace)
+    numbers = _flat(name, metric, _at(document, path.split("."), f"metric '{name}': {path}"))
+    return metric.times * sum(numbers) / len(numbers)
+
+
+def _of_log(name: str, metric: Metric, folder: Path, any_step: bool) -> float:
+    curves = read_logs(folder)
+    first, last = metric.steps if metric.steps and not any_step else (1, sys.maxsize)
+    columns = [curves[key] for key in curves if fnmatch.fnmatchcase(key, str(metric.log))]
+    found = [v for steps, values in columns for step, v in zip(steps, values, strict=True) if first <= step + 1 <= last]
+    if not found:
+        raise ZooError(f"metric '{name}': the log has no {metric.log} at these steps; it has {', '.join(curves)}")
+    return sum(found) / len(found)
+
+
+def _at(node: Any, keys: list[str], where: str) -> Any:
+    """What a path leads to; a list is gone through entry by entry."""
+    if not keys:
+        return node
+    if isinstance(node, list):
+        return [_at(each, keys, where) for each in node]
+    if not isinstance(node, dict) or keys[0] not in node:
+        known = ", ".join(map(str, node)) if isinstance(node, dict) else "nothing below"
+        raise ZooError(f"{where} is not in the document of the run: at '{keys[0]}' there is {known}")
+    return _at(node[keys[0]], keys[1:], where)
+
+
+def _flat(name: str, metric: Metric, found: Any) -> list[float]:
+    rows = found if isinstance(found, list) else [found]
+    if metric.layers is not None:
+        if max(metric.layers, default=0) >= len(rows):
+            raise ZooError(f"metric '{name}': layers={metric.layers}, but the run has {len(rows)} MoE layers")
+        rows = [rows[layer] for layer in metric.layers]
+    if metric.experts is not None:
+        first, last = metric.experts
+        rows = [sum(row[first : last + 1]) if isinstance(row, list) else row for row in rows]
+    if not rows or not all(isinstance(row, int | float) for row in rows):
+        raise ZooError(f"metric '{name}' leads to {str(rows)[:80]}, not to numbers; name one value, or set experts")
+    return [float(row) for row in rows]
