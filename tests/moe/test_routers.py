@@ -406,6 +406,27 @@ def test_scorers_by_hand() -> None:
     torch.testing.assert_close(second.logits_TE - first.logits_TE, first.logits_TE.flip(-1) * torch.tensor([1.0, 2.0]))
 
 
+def test_the_sparsest_expert_by_hand() -> None:
+    """Units of the first expert see 3 and 9, mean 6 and deviation 3; those of the second -4 and 4."""
+    experts = zc.build("experts", {"name": "relu", "intermediate_size": 2}, 2, 2)
+    with torch.no_grad():
+        experts.up_proj.copy_(torch.tensor([[[1.0, 0.0], [3.0, 0.0]], [[0.0, -1.0], [0.0, 1.0]]]))
+    out = route(router(2, 2, scorer="sparsity_aware"), torch.tensor([[3.0, 4.0]]), experts=experts)
+    torch.testing.assert_close(out.logits_TE, torch.tensor([[-math.erf(2 / math.sqrt(2)), 0.0]]))
+    assert out.index_TK[0, 0] == 1, "the one with fewer positive units"
+
+
+def test_the_sparsest_expert_is_foretold() -> None:
+    """The score falls with the true share of positive units, over random experts and tokens."""
+    experts = zc.build("experts", {"name": "relu", "intermediate_size": 400}, 16, 6)
+    with torch.no_grad():
+        experts.up_proj.normal_().add_(torch.randn(6, 1, 16) * 0.5)
+    x_TD = torch.randn(50, 16)
+    logits_TE = route(router(6, 16, scorer="sparsity_aware"), x_TD, experts=experts).logits_TE
+    positive_TE = (torch.einsum("td,efd->tef", x_TD, experts.up_proj) > 0).float().mean(-1)
+    torch.testing.assert_close(logits_TE, 1 - 2 * positive_TE, atol=0.15, rtol=0)
+
+
 @pytest.mark.parametrize("scorer", ["linear", "cosine", "centroid", "uncertainty", "domain_embedding", "conditional"])
 def test_renumbering_experts_renumbers_the_routing(scorer: str) -> None:
     order = torch.tensor([3, 0, 4, 1, 2])

@@ -32,7 +32,7 @@ PARTS = (
         "weighted",
         "zoo.moe.balance.switch:Weighted",
         "E * sum_e eta_e f_e P_e, eta = tau for free experts",
-        "arXiv:2410.07348",
+        "arXiv:2410.07348, eq. 7",
         "MoE++",
     ),
     PartSpec(

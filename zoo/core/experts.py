@@ -40,7 +40,7 @@ PARTS = (
         "bottleneck",
         "zoo.moe.experts.composed:Bottleneck",
         "W_up sum_k w_k E_k(W_down x)",
-        "",
+        "arXiv:2502.16927",
         "BigMac",
     ),
     PartSpec(

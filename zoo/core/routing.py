@@ -82,7 +82,7 @@ PARTS = (
         "gate_residual",
         "zoo.moe.scorers.context:GateResidual",
         "z_l = W_l x + U_l z_(l-1)",
-        "arXiv:2410.07348",
+        "arXiv:2410.07348, eq. 6",
         "MoE++",
     ),
     PartSpec(
@@ -97,7 +97,7 @@ PARTS = (
         "scorer",
         "sparsity_aware",
         "zoo.moe.scorers.context:SparsityAware",
-        "z_e = -Phi(mu_e(x) / sigma_e(x)) from the experts' weights",
+        "z_e = -erf(mu_e(x) / (sqrt(2) sigma_e(x))) from the experts' weights",
         "arXiv:2503.07639",
         "MoE-X",
     ),
@@ -319,7 +319,7 @@ PARTS = (
         "heterogeneous",
         "zoo.moe.capacity:HeterogeneousCapacity",
         "C ~ tau for true experts, ~ 1 for free ones",
-        "arXiv:2410.07348",
+        "arXiv:2410.07348, eq. 8",
         "MoE++",
     ),
     PartSpec(

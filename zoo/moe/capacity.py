@@ -66,7 +66,8 @@ class Capacity(nn.Module):
 
 class HeterogeneousCapacity(Capacity):
     """``factor * tau k T / (tau N_true + N_zero)`` for a true expert and ``factor * k T / (tau N_true + N_zero)`` for
-    each of the last ``num_zero``, which cost nothing (MoE++, arXiv:2410.07348). A smaller ``tau`` sends them more."""
+    each of the last ``num_zero``, which cost nothing (MoE++, arXiv:2410.07348, eq. 8, where T must stand for the k T
+    assignments: room for T of them would drop half of a top-2). A smaller ``tau`` sends them more."""
 
     @dataclass
     class Config(Capacity.Config):

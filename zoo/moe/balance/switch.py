@@ -172,7 +172,8 @@ class NullMean(Switch):
 
 class Weighted(Switch):
     """``coef * E * sum_e eta_e f_e P_e`` with eta = 1 for true experts and ``tau`` for the last ``num_free``, which
-    cost nothing: the smaller, the more they may take (MoE++, arXiv:2410.07348)."""
+    cost nothing: the smaller, the more they may take (MoE++, arXiv:2410.07348, eq. 7, there without E and with f per
+    token: ``norm=tokens`` and ``coef`` over E)."""
 
     @dataclass
     class Config(SwitchConfig):

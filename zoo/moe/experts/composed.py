@@ -22,8 +22,8 @@ from zoo_kernels.plan import Plan
 
 class Bottleneck(Bank):
     """``W_up sum_k w_k E_k(W_down x)``: tokens go down to ``rank`` before they are sent to experts that are wide
-    inside, and up again after they came back, so that little travels between devices (BigMac, S080). The router sees
-    all of x. The experts are any other bank."""
+    inside, and up again after they came back, so that little travels between devices (BigMac, arXiv:2502.16927).
+    The router sees all of x. The experts are any other bank."""
 
     @dataclass
     class Config(BankConfig):

@@ -69,8 +69,8 @@ class Recurrent(nn.Module):
 
 
 class GateResidual(nn.Module):
-    """``z_l = W_l x + U_l z_{l-1}``, ``z_0 = 0`` (gating residuals of MoE++, arXiv:2410.07348). Its normalisation of
-    the logits is the logit hook ``normalise``; the next layer sees the logits without it."""
+    """``z_l = W_l x + U_l z_{l-1}``, ``z_0 = 0`` (gating residuals of MoE++, arXiv:2410.07348, eq. 6). Normalisation of
+    the logits is the logit hook ``normalise``; the next layer sees them without it, as in the authors' code."""
 
     @dataclass
     class Config:
@@ -122,8 +122,9 @@ class Conditional(nn.Module):
 
 
 class SparsityAware(nn.Module):
-    """``z_e = -Phi(mu_e / sigma_e)``, ``mu_e = sum_d x_d mean_f W1_efd``, ``sigma_e^2 = sum_d x_d^2 var_f W1_efd``: the
-    share of expert e's units that would be positive, were its weights normal, made negative (MoE-X, arXiv:2503.07639).
+    """``z_e = -erf(mu_e / (sqrt(2) sigma_e))``, ``mu_e = sum_d x_d mean_f W1_efd``, ``sigma_e^2 = sum_d x_d^2 var_f
+    W1_efd``: 1 minus twice the share of expert e's units that would be positive, were its weights normal (MoE-X,
+    arXiv:2503.07639, which takes the softmax over the chosen experts: weigher ``chosen_softmax``).
 
     No parameters of its own: it looks at ``ctx.experts.first_EFD()``, the matrix before the experts' activation, and
     its gradient goes there.
@@ -142,4 +143,4 @@ class SparsityAware(nn.Module):
         first_EFD = ctx.experts.first_EFD().float()  # type: ignore[union-attr,operator]
         mean_ED, variance_ED = first_EFD.mean(1), first_EFD.var(1, correction=0)
         sigma_TE = (F.linear(x_TD.square(), variance_ED) + 1e-12).sqrt()
-        return -torch.special.ndtr(F.linear(x_TD, mean_ED) / sigma_TE), state
+        return -torch.erf(F.linear(x_TD, mean_ED) / (sigma_TE * 2**0.5)), state
