@@ -145,10 +145,11 @@ plugin = Plugin(
         TaskSpec(
             "forecasting",
             "zoo_time_series.tasks.forecasting:Forecasting",
-            "point forecasts of any horizon",
+            "forecasts of any horizon, with quantiles",
             inputs=(
                 Input("input", "CSV or parquet file, wide or long (in Python also a data frame)", required=True),
                 Input("horizon", "points to forecast; by default the horizon it was trained for"),
+                Input("quantiles", "levels beside the point forecast, such as 0.1,0.5,0.9"),
                 Input("time", "name of the time column; found when not given"),
                 Input("columns", "columns to forecast, comma-separated; by default all numeric ones"),
             ),

@@ -15,6 +15,7 @@ def eval_command(
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Folder for eval.json and plots.")] = None,
     update_card: Annotated[bool, typer.Option("--update-card", help="Write the numbers into the model card.")] = False,
+    plot: Annotated[bool, typer.Option("--plot/--no-plot", help="Write the task's pictures.")] = True,
     as_json: Json = False,
 ) -> None:
     """Evaluate a model beside its rivals. Data are those of its recipe unless data=... names others.
@@ -36,7 +37,7 @@ def eval_command(
         typer.echo(f"data: {note}", err=True)
     report = evaluate(predictor, section, split=split, batch_size=batch_size, limit=limit, data=data)
     folder = out or (Path(name) / "eval" if Path(name).is_dir() else Path("runs") / "eval" / name)
-    files = write(report, predictor, data, out_folder(folder))
+    files = write(report, predictor, data, out_folder(folder), plots=plot)
     if update_card:
         from zoo.eval.card import update
 

@@ -80,7 +80,8 @@ def evaluate(
             batch = {key: value.to(device) for key, value in batch.items()}
             for name, model in models.items():
                 task.update(metrics[name], model, batch)
-    results = {name: {k: float(v) for k, v in m.compute().items()} for name, m in metrics.items()}
+    found = {name: {k: float(v) for k, v in m.compute().items()} for name, m in metrics.items()}
+    results = task.conclude(found, data.preprocessing, split)
     return Report(
         name=predictor.name,
         split=split,
@@ -94,12 +95,14 @@ def evaluate(
     )
 
 
-def write(report: Report, predictor: Predictor, data: Data, out: Path) -> list[Path]:
-    """``eval.json``, the task's pictures and the heat map of expert load."""
+def write(report: Report, predictor: Predictor, data: Data, out: Path, plots: bool = True) -> list[Path]:
+    """``eval.json``, and with ``plots`` the task's pictures and the heat map of expert load."""
     from zoo.report import plot_expert_load
 
     out.mkdir(parents=True, exist_ok=True)
     (out / "eval.json").write_text(report.to_json())
+    if not plots:
+        return [out / "eval.json"]
     files = [out / "eval.json", *predictor.task.plot(predictor.model, data, out)]
     return files + plot_expert_load([torch.tensor(s) for s in report.shares], out / "expert_load.png")
 

@@ -29,8 +29,15 @@ class Predictor:
         self.name, self.model, self.task, self.preprocessing = name, model, task, preprocessing
         self.inputs = {i.name: i for i in task_spec.inputs}
 
-    def predict(self, **inputs: Any) -> Any:
-        """The task's result for its inputs. Raises `ZooError` for an input that is unknown or missing."""
+    def predict(self, *ordered: Any, **inputs: Any) -> Any:
+        """The task's result for its inputs, by name, or in the order in which the task declares them. Raises `ZooError`
+        for an input that is unknown, missing or given twice."""
+        if len(ordered) > len(self.inputs):
+            raise ZooError(f"{self.name} has {len(self.inputs)} inputs ({', '.join(self.inputs)}), not {len(ordered)}")
+        for key, value in zip(self.inputs, ordered, strict=False):
+            if key in inputs:
+                raise ZooError(f"input '{key}' of {self.name} is given twice; give it once")
+            inputs[key] = value
         for key in inputs:
             if key not in self.inputs:
                 raise ZooError(f"unknown input '{key}' of {self.name}; {registry.suggest(key, self.inputs)}")

@@ -40,6 +40,7 @@ from zoo.train.recipe import Recipe
 from zoo.train.task import Data, Task
 
 RUN = "ZOO_RUN"
+CALIBRATION, FEW = 1024, 8  # items of the validation split to calibrate a trained model on
 PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 PACKAGES = ("moe-zoo", "torch", "triton", "lightning", "transformers", "omegaconf", "numpy", "safetensors")
 
@@ -80,7 +81,8 @@ def train(tree: zc.Tree, folder: Path, *, fast_dev_run: bool = False, quiet: boo
     else:
         _fit(recipe, tree, folder, model, task, data, quiet)
     if rank() == 0:
-        hub.save(folder / "model", model, task=recipe.task, preprocessing=data.preprocessing)
+        more = task.calibrate(model.eval(), data, FEW if fast_dev_run else CALIBRATION)
+        hub.save(folder / "model", model, task=recipe.task, preprocessing={**data.preprocessing, **more})
     return folder
 
 

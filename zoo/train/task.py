@@ -70,6 +70,17 @@ class Task:
         """Models that need no training and stand beside ours in every evaluation."""
         return {}
 
+    def conclude(
+        self, results: dict[str, dict[str, float]], preprocessing: Mapping[str, Any], split: str
+    ) -> dict[str, dict[str, float]]:
+        """The results of an evaluation with what follows from them: by model, our own under the empty name."""
+        return results
+
+    def calibrate(self, model: nn.Module, data: Data, most: int) -> dict[str, Any]:
+        """Plain data to save with the weights, learned from what a trained model says on at most ``most`` items of the
+        validation split."""
+        return {}
+
     def predict(self, model: nn.Module, preprocessing: Mapping[str, Any], inputs: Mapping[str, Any]) -> Any:
         """Answer a user's inputs (those of the `TaskSpec`)."""
         raise TypeError(f"{type(self).__name__} defines no prediction")

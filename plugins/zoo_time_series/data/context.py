@@ -104,7 +104,7 @@ def _covariates(panel: Panel, told: Covariates, end_S: np.ndarray, length: int, 
     if told.known and (short := np.flatnonzero(ahead_S < horizon)).size:
         raise ZooError(
             f"{what} says what is known of the future of '{panel.names[short[0]]}' for {ahead_S[short[0]]} rows, and "
-            f"horizon={horizon} wants as many; add rows with {', '.join(told.known)} and no value, or give future=FILE"
+            f"horizon={horizon} wants as many; add rows with {', '.join(told.known)} and no value"
         )
     before = told.of(panel)
     assert before is not None

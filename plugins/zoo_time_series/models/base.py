@@ -71,5 +71,10 @@ class Forecaster(Model):
         model of points or of quantiles, which knows no dependence between them. One seed gives the same paths again."""
         return None
 
+    def spread(self, past_BL: Tensor, past_valid_BL: Tensor, horizon: int, season_B: Tensor | None) -> Tensor | None:
+        """(B, H): standard deviation of a point forecast's error that the window itself tells, as for the naive
+        methods; None where nothing follows from it."""
+        return None
+
     def dummy_inputs(self, batch_size: int = 2, length: int = 64) -> dict[str, Tensor]:
         return {"x_BL": torch.randn(batch_size, length)}

@@ -38,6 +38,19 @@ def roll_out(step: Callable[[Tensor], Tensor], past_BL: Tensor, context: int, ho
     return past_BL[:, start : start + horizon]
 
 
+def seasonal_spread(past_BL: Tensor, past_valid_BL: Tensor, horizon: int, season_B: Tensor) -> Tensor:
+    """(B, H): ``sigma sqrt(k + 1)`` for a point k seasons after the first, sigma the root mean square of the window's
+    own seasonal differences (Hyndman & Athanasopoulos, Forecasting: Principles and Practice, table 5.2)."""
+    length = past_BL.shape[1]
+    source_BL = torch.arange(length, device=past_BL.device) - season_B[:, None]
+    before_BL = source_BL.clamp(min=0)
+    pair_BL = (source_BL >= 0) & past_valid_BL & past_valid_BL.gather(1, before_BL)
+    difference_BL = (past_BL - past_BL.gather(1, before_BL)) * pair_BL
+    sigma_B1 = (difference_BL.square().sum(1, keepdim=True) / pair_BL.sum(1, keepdim=True).clamp(min=1)).sqrt()
+    seasons_BH = torch.arange(horizon, device=past_BL.device) // season_B[:, None] + 1
+    return sigma_B1 * seasons_BH.sqrt()
+
+
 class Naive(Forecaster):
     """Repeats the last valid value."""
 
@@ -50,6 +63,10 @@ class Naive(Forecaster):
 
     def forecast(self, past_BL: Tensor, past_valid_BL: Tensor, horizon: int, season_B: Tensor | None = None) -> Tensor:
         return last_value(past_BL, past_valid_BL).expand(-1, horizon)
+
+    def spread(self, past_BL: Tensor, past_valid_BL: Tensor, horizon: int, season_B: Tensor | None) -> Tensor:
+        one_B = torch.ones(len(past_BL), dtype=torch.int64, device=past_BL.device)
+        return seasonal_spread(past_BL, past_valid_BL, horizon, one_B)
 
 
 class SeasonalNaive(Forecaster):
@@ -66,13 +83,20 @@ class SeasonalNaive(Forecaster):
         return x_BL[:, -(self.config.season or 1) :]
 
     def forecast(self, past_BL: Tensor, past_valid_BL: Tensor, horizon: int, season_B: Tensor | None = None) -> Tensor:
-        if season_B is None or self.config.season is not None:
-            season_B = torch.full((len(past_BL),), self.config.season or 1, device=past_BL.device)
+        season_B = self._season(past_BL, season_B)
         ahead_P = torch.arange(horizon, device=past_BL.device)
         source_BP = past_BL.shape[1] - season_B[:, None] + ahead_P % season_B[:, None]
         known_BP = (source_BP >= 0) & past_valid_BL.gather(1, source_BP.clamp(min=0))
         seasonal_BP = past_BL.gather(1, source_BP.clamp(min=0))
         return torch.where(known_BP, seasonal_BP, last_value(past_BL, past_valid_BL))
+
+    def spread(self, past_BL: Tensor, past_valid_BL: Tensor, horizon: int, season_B: Tensor | None) -> Tensor:
+        return seasonal_spread(past_BL, past_valid_BL, horizon, self._season(past_BL, season_B))
+
+    def _season(self, past_BL: Tensor, season_B: Tensor | None) -> Tensor:
+        if season_B is None or self.config.season is not None:
+            return torch.full((len(past_BL),), self.config.season or 1, device=past_BL.device)
+        return season_B
 
 
 class Ridge(Forecaster):

@@ -10,48 +10,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Distribution
+from torch.utils.data import DataLoader, Subset
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
 
 from zoo.hub import create_model
-from zoo.metrics import MASE, SMAPE
+from zoo.metrics import CRPS, MASE, SMAPE, Coverage
 from zoo.spec import ZooError
 from zoo.train.sampling import spread
 from zoo.train.task import Batch, Loss, Task
 from zoo_time_series.blocks.probabilistic import pinball
+from zoo_time_series.tasks import residuals
 
 if TYPE_CHECKING:
-    import pandas as pd
-
-    from zoo_time_series.data.context import Context
     from zoo_time_series.models.base import Prediction
+    from zoo_time_series.tasks.forecast import Forecast
 
 
-@dataclass
-class Forecast:
-    """The forecasts of a table's series beside the context they continue; ``values_SH`` in original units."""
-
-    context: Context
-    values_SH: Tensor
-
-    @property
-    def notes(self) -> list[str]:
-        """What was inferred, filled or dropped on reading the table."""
-        return self.context.notes
-
-    @property
-    def frame(self) -> pd.DataFrame:
-        """Long form: ``unique_id``, ``ds``, ``y``."""
-        import pandas as pd
-
-        pieces = zip(self.context.names, self.context.future_time, self.values_SH.numpy(), strict=True)
-        return pd.concat(
-            [pd.DataFrame({"unique_id": name, "ds": time, "y": values}) for name, time, values in pieces],
-            ignore_index=True,
-        )
+LEVELS = [q / 10 for q in range(1, 10)]
+"""Of the quantiles that are scored."""
 
 
 class Forecasting(Task):
@@ -60,9 +41,8 @@ class Forecasting(Task):
         quantiles is trained with the pinball loss instead, one of a distribution with its negative log-likelihood.
     window_norm: give the model windows standardised by their own valid past points, and undo it on what it says.
     rivals: models beside ours in every evaluation.
+    monitor: the validation metric that decides which checkpoint is kept.
     """
-
-    monitor = "mse"
 
     @dataclass
     class Config:
@@ -70,6 +50,11 @@ class Forecasting(Task):
         delta: float = 2.0
         window_norm: bool = True
         rivals: list[str] = field(default_factory=lambda: ["time_series/naive", "time_series/seasonal_naive"])
+        monitor: Literal["mse", "mae", "mase", "smape", "crps"] = "mse"
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.monitor = config.monitor
 
     def loss(self, model: Any, batch: Batch) -> Loss:
         past, valid = batch["past"], batch["past_valid"]
@@ -98,24 +83,66 @@ class Forecasting(Task):
         return F.mse_loss(head.predicted, head.target, reduction="none")
 
     def metrics(self) -> MetricCollection:
-        """MSE and MAE of standardised values; MASE per window's own scale; sMAPE in the data's units, percent."""
+        """MSE and MAE of standardised values; MASE per window's own scale; in the data's units sMAPE (percent), the
+        CRPS over nine quantiles, and how often the truth lies between the first and the last of them."""
         return MetricCollection(
-            {"mse": MeanSquaredError(), "mae": MeanAbsoluteError(), "mase": MASE(), "smape": SMAPE()},
+            {
+                "mse": MeanSquaredError(),
+                "mae": MeanAbsoluteError(),
+                "mase": MASE(),
+                "smape": SMAPE(),
+                "crps": CRPS(),
+                "coverage80": Coverage(),
+            },
             compute_groups=False,
         )
 
     def update(self, metrics: MetricCollection, model: Any, batch: Batch) -> None:
         future_BH, valid_BH = batch["future"], batch["future_valid"]
+        past, valid, season, horizon = batch["past"], batch["past_valid"], batch["season"], future_BH.shape[1]
         more = known(model, batch)
-        predicted_BH = self.forecast(
-            model, batch["past"], batch["past_valid"], future_BH.shape[1], batch["season"], **more
-        )
+        predicted_BH = self.forecast(model, past, valid, horizon, season, **more)
         predicted, target = predicted_BH[valid_BH], future_BH[valid_BH]
         metrics["mse"].update(predicted, target)
         metrics["mae"].update(predicted, target)
         metrics["mase"].update(predicted, target, batch["mase_scale"][:, None].expand_as(valid_BH)[valid_BH])
         mean_B1, std_B1 = batch["mean"][:, None], batch["std"][:, None]
-        metrics["smape"].update((predicted_BH * std_B1 + mean_B1)[valid_BH], (future_BH * std_B1 + mean_B1)[valid_BH])
+        target = (future_BH * std_B1 + mean_B1)[valid_BH]
+        metrics["smape"].update((predicted_BH * std_B1 + mean_B1)[valid_BH], target)
+        found_BQH = self.quantiles(model, past, valid, horizon, LEVELS, season, predicted_BH, **more)
+        if found_BQH is None:  # scored as what it says: that point, and no doubt
+            found_BQH = predicted_BH[:, None].expand(-1, len(LEVELS), -1)
+        found_NQ = (found_BQH * std_B1[..., None] + mean_B1[..., None]).transpose(1, 2)[valid_BH]
+        metrics["crps"].update(found_NQ, target, torch.tensor(LEVELS, device=target.device))
+        metrics["coverage80"].update(found_NQ[:, 0], found_NQ[:, -1], target)
+
+    def conclude(
+        self, results: dict[str, dict[str, float]], preprocessing: Mapping[str, Any], split: str
+    ) -> dict[str, dict[str, float]]:
+        """On M4's test part also OWA: sMAPE and MASE over those of Naive2, in the mean."""
+        reference = preprocessing.get("reference")
+        if reference is None or split != "test":
+            return results
+        return {
+            name: {**found, "owa": sum(found[key] / reference[key] for key in ("smape", "mase")) / 2}
+            for name, found in results.items()
+        }
+
+    def calibrate(self, model: Any, data: Any, most: int) -> dict[str, Any]:
+        """The errors of a model of points, for the quantiles around what it says; see `residuals`."""
+        windows, errors, valid = data.split("val"), [], []
+        loader = DataLoader(Subset(windows, spread(len(windows), most)), 64, collate_fn=getattr(data, "collate", None))
+        with torch.inference_mode():
+            for batch in loader:
+                batch = {key: value.to(model.device) for key, value in batch.items()}
+                past, there, more = batch["past"], batch["past_valid"], known(model, batch)
+                if model.quantiles(past[:1], there[:1], 1, LEVELS, **{k: v[:1] for k, v in more.items()}) is not None:
+                    return {}
+                horizon = batch["future"].shape[1]
+                predicted_BH = self.forecast(model, past, there, horizon, batch["season"], **more)
+                errors.append(((batch["future"] - predicted_BH) / self._window_scale(past, there)[1]).cpu())
+                valid.append(batch["future_valid"].cpu())
+        return {"residuals": residuals.learn(torch.cat(errors), torch.cat(valid))}
 
     def forecast(
         self,
@@ -133,13 +160,36 @@ class Forecasting(Task):
         return predicted * scale_B1 + shift_B1
 
     def quantiles(
-        self, model: Any, past_BL: Tensor, valid_BL: Tensor, horizon: int, levels: list[float], **covariates: Tensor
+        self,
+        model: Any,
+        past_BL: Tensor,
+        valid_BL: Tensor,
+        horizon: int,
+        levels: list[float],
+        season_B: Tensor | None = None,
+        predicted_BH: Tensor | None = None,
+        **covariates: Tensor,
     ) -> Tensor | None:
-        """(B, Q, horizon) in the units of ``past_BL``; None for a model of points."""
+        """(B, Q, horizon) in the units of ``past_BL``: what the model says itself; for a model of points its forecast
+        (``predicted_BH`` where it is at hand) with the validation errors saved with it, or with the spread that the
+        naive methods know. None where nothing tells."""
         shift_B1, scale_B1 = self._window_scale(past_BL, valid_BL)
         window_BL = _standardise(past_BL, shift_B1, scale_B1, valid_BL)
         found: Tensor | None = model.quantiles(window_BL, valid_BL, horizon, levels, **covariates)
-        return None if found is None else found * scale_B1[..., None] + shift_B1[..., None]
+        if found is not None:
+            return found * scale_B1[..., None] + shift_B1[..., None]
+        saved = getattr(model, "saved_with", {}).get("preprocessing", {}).get("residuals")
+        spread_BH = None if saved else model.spread(window_BL, valid_BL, horizon, season_B)
+        if saved:
+            around_BQH = residuals.apply(saved, levels, horizon, past_BL)[None]
+        elif spread_BH is not None:
+            level_Q = torch.tensor(levels, dtype=past_BL.dtype, device=past_BL.device)
+            around_BQH = torch.special.ndtri(level_Q)[:, None] * spread_BH[:, None]
+        else:
+            return None
+        if predicted_BH is None:
+            predicted_BH = self.forecast(model, past_BL, valid_BL, horizon, season_B, **covariates)
+        return predicted_BH[:, None] + around_BQH * scale_B1[..., None]
 
     def sample_paths(
         self,
@@ -163,41 +213,64 @@ class Forecasting(Task):
     def predict(self, model: Any, preprocessing: Mapping[str, Any], inputs: Mapping[str, Any]) -> Forecast:
         """Forecast every column (or series) of a table beyond its last row."""
         from zoo_time_series.data.context import frame_to_context
+        from zoo_time_series.tasks.forecast import Forecast
 
         horizon = inputs["horizon"] if inputs["horizon"] is not None else preprocessing["horizon"]
         if not isinstance(horizon, int) or horizon < 1:
             raise ZooError(f"horizon={horizon} must be a number of points, at least 1")
+        levels = _levels(inputs.get("quantiles"))
         columns = inputs["columns"]
         columns = [name.strip() for name in columns.split(",")] if isinstance(columns, str) else columns
         window = frame_to_context(inputs["input"], preprocessing, horizon, time=inputs["time"], columns=columns)
-        pieces = []
+        points, quantiles = [], []
         with torch.inference_mode():
             for rows in torch.arange(len(window.names)).split(256):
-                past, valid, season = window.past[rows], window.past_valid[rows], window.season[rows]
-                predicted = self.forecast(
-                    model, past.to(model.device), valid.to(model.device), horizon, season.to(model.device)
+                past, valid, season = (
+                    t[rows].to(model.device) for t in (window.past, window.past_valid, window.season)
                 )
-                pieces.append(predicted.cpu())
-        return Forecast(window, torch.cat(pieces) * window.std[:, None] + window.mean[:, None])
+                more = {} if window.covariates is None else {"covariates": window.covariates[rows].to(model.device)}
+                more = known(model, more)
+                predicted_BH = self.forecast(model, past, valid, horizon, season, **more)
+                points.append(predicted_BH.cpu())
+                if levels:
+                    found = self.quantiles(model, past, valid, horizon, levels, season, predicted_BH, **more)
+                    if found is None:
+                        raise ZooError(
+                            "the model gives points, and no validation errors were saved with its weights to put "
+                            "quantiles around them; train it with `zoo train`, which saves them, or leave quantiles out"
+                        )
+                    quantiles.append(found.cpu())
+        std_S1, mean_S1 = window.std[:, None], window.mean[:, None]
+        if levels and (saved := preprocessing.get("residuals")):
+            window.notes.append(
+                f"quantiles are the forecast with the errors of {saved['windows']} validation windows around it"
+                + (f", those of step {len(saved['steps'])} beyond it" if horizon > len(saved["steps"]) else "")
+            )
+        quantiles_SQH = torch.cat(quantiles) * std_S1[..., None] + mean_S1[..., None] if levels else None
+        return Forecast.of(window, torch.cat(points) * std_S1 + mean_S1, quantiles_SQH, levels)
 
     def write(self, result: Forecast, out: Path) -> list[Path]:
-        """``forecast.csv`` (unique_id, ds, y) and ``forecast.png``."""
+        """``forecast.csv`` (unique_id, ds, y, a column a quantile) and ``forecast.png``, a fan where there are any."""
         from zoo_time_series.plots import plot_forecast
 
-        result.frame.to_csv(out / "forecast.csv", index=False)
+        result.to_csv(out / "forecast.csv", index=False)
         return [out / "forecast.csv", *plot_forecast(result, out / "forecast.png")]
 
     def plot(self, model: Any, data: Any, out: Path) -> list[Path]:
-        """``windows.png``: forecasts of a few test windows beside what happened."""
+        """``windows.png``: forecasts of a few test windows beside what happened, as fans of quantiles."""
         from zoo_time_series.plots import plot_windows
 
         dataset = data.split("test")
         batch = dataset.batch(torch.tensor(spread(len(dataset), 6)))
-        past, valid, season = (batch[key].to(model.device) for key in ("past", "past_valid", "season"))
+        there = {key: value.to(model.device) for key, value in batch.items()}
+        past, valid, season, horizon = there["past"], there["past_valid"], there["season"], batch["future"].shape[1]
+        more = known(model, there)
         with torch.inference_mode():
-            predicted_BH = self.forecast(model, past, valid, batch["future"].shape[1], season).cpu()
+            predicted_BH = self.forecast(model, past, valid, horizon, season, **more)
+            fan_BQH = self.quantiles(model, past, valid, horizon, LEVELS, season, predicted_BH, **more)
         names = [data.preprocessing["columns"][i] for i in batch["series"]]
-        return plot_windows(batch, predicted_BH, names, out / "windows.png")
+        fan_BQH = fan_BQH if fan_BQH is None else fan_BQH.cpu()
+        return plot_windows(batch, predicted_BH.cpu(), fan_BQH, names, out / "windows.png")
 
     def _window_scale(self, past_BL: Tensor, valid_BL: Tensor) -> tuple[Tensor, Tensor]:
         if not self.config.window_norm:
@@ -220,6 +293,19 @@ def known(model: Any, batch: Batch) -> dict[str, Tensor]:
             "or model.covariates=0"
         )
     return {"covariates_BTC": batch["covariates"]}
+
+
+def _levels(given: Any) -> list[float]:
+    """Quantile levels, increasing, from ``0.1,0.5,0.9``, a number or a sequence. Raises `ZooError` outside (0, 1)."""
+    if given is None:
+        return []
+    try:
+        levels = sorted({float(q) for q in (given.split(",") if isinstance(given, str) else np.atleast_1d(given))})
+    except (TypeError, ValueError):
+        levels = [0.0]
+    if not all(0 < q < 1 for q in levels):
+        raise ZooError(f"quantiles={given} must be levels between 0 and 1, for example quantiles=0.1,0.5,0.9")
+    return levels
 
 
 def _standardise(x: Tensor, shift: Tensor, scale: Tensor, valid: Tensor) -> Tensor:

@@ -1,0 +1,56 @@
+"""What a user gets: a data frame that remembers the series it continues. Imports pandas.
+
+Shapes: S series, H horizon, Q quantiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from zoo_time_series.data.context import Context
+
+
+class Forecast(pd.DataFrame):
+    """Long form, a row a forecast point: ``unique_id``, ``ds``, ``y``, and a column a quantile, named by its level
+    (``0.1``). A plain data frame in all that pandas does with it; what comes out of that is one.
+
+    Attributes:
+        context: the ends of the series, standardised, as the model saw them.
+        values_SH: the forecasts as a tensor, in original units; ``quantiles_SQH`` beside them, or None.
+        levels: of the quantiles.
+        notes: what was inferred, filled or dropped on reading the table, and where quantiles come from.
+    """
+
+    _metadata: ClassVar[list[str]] = ["context", "values_SH", "quantiles_SQH", "levels", "notes"]
+    context: Context
+    values_SH: Tensor
+    quantiles_SQH: Tensor | None
+    levels: list[float]
+    notes: list[str]
+
+    @property
+    def _constructor(self) -> Any:
+        return pd.DataFrame
+
+    @classmethod
+    def of(
+        cls, context: Context, values_SH: Tensor, quantiles_SQH: Tensor | None = None, levels: Sequence[float] = ()
+    ) -> Forecast:
+        horizon = values_SH.shape[1]
+        columns: dict[str, Any] = {
+            "unique_id": np.repeat(np.array(context.names, object), horizon),
+            "ds": [time for times in context.future_time for time in times],
+            "y": values_SH.numpy().ravel(),
+        }
+        for q, level in enumerate(levels):
+            assert quantiles_SQH is not None
+            columns[f"{level:g}"] = quantiles_SQH[:, q].numpy().ravel()
+        frame = cls(columns)
+        frame.context, frame.values_SH, frame.quantiles_SQH = context, values_SH, quantiles_SQH
+        frame.levels, frame.notes = list(levels), list(context.notes)
+        return frame
