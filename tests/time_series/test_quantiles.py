@@ -124,8 +124,8 @@ def test_python_gives_a_data_frame(ridge: hub.Predictor, tmp_path: Path) -> None
     assert list(pd.read_csv(files[0]).columns) == list(found.columns)
     with pytest.raises(ZooError, match=r"input 'horizon' of .* is given twice"):
         ridge.predict(frame, 30, horizon=20)
-    with pytest.raises(ZooError, match="has 5 inputs"):
-        ridge.predict(frame, 1, None, None, None, None)
+    with pytest.raises(ZooError, match="has 7 inputs"):
+        ridge.predict(frame, 1, *[None] * 6)
 
 
 @pytest.mark.parametrize("wrong", [0, 1.0, "0.1;0.9", "a", [0.5, -1]])

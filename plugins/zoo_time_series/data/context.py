@@ -50,16 +50,35 @@ def frame_to_context(
     time: str | None = None,
     columns: Sequence[str] | None = None,
 ) -> Context:
-    """The last points of every series of a new table, prepared as a data set's ``preprocessing`` says.
+    """The last points of every series of a new table, prepared as a data set's ``preprocessing`` says; see
+    `panel_to_context`. Raises `ZooError` for a table that cannot be read."""
+    return panel_to_context(read_panel(source, preprocessing, time=time, columns=columns), preprocessing, horizon)
 
-    A series that the data set knew by name is standardised by the train statistics; another by its own observed
-    points, and that is noted. The season is the data set's where the frequency is the same, else the table's own.
-    Series shorter than the context are left-padded. Raises `ZooError` for a table that cannot be read.
-    """
+
+def read_panel(
+    source: pd.DataFrame | str | Path,
+    preprocessing: Mapping[str, Any],
+    *,
+    time: str | None = None,
+    columns: Sequence[str] | None = None,
+) -> Panel:
+    """A user's table with the covariates that a model was trained with. Raises `ZooError` where it cannot be read."""
     what = f"'{source}'" if isinstance(source, (str, Path)) else "the table"
     frame = read_table(source) if isinstance(source, (str, Path)) else source
     told = Covariates(**preprocessing.get("covariates", {}))
-    panel = to_panel(frame, time=time, columns=columns, known=list(told.known), static=list(told.static), what=what)
+    return to_panel(frame, time=time, columns=columns, known=list(told.known), static=list(told.static), what=what)
+
+
+def panel_to_context(
+    panel: Panel, preprocessing: Mapping[str, Any], horizon: int, end_S: np.ndarray | None = None
+) -> Context:
+    """What comes before row ``end_S`` of every series, by default before its end.
+
+    A series that the data set knew by name is standardised by the train statistics; another by its own observed
+    points before the end, and that is noted. The season is the data set's where the frequency is the same, else the
+    table's own. Series shorter than the context are left-padded.
+    """
+    told = Covariates(**preprocessing.get("covariates", {}))
     length, count = preprocessing["context"], len(panel.names)
     trained = dict(
         zip(preprocessing["columns"], zip(preprocessing["mean"], preprocessing["std"], strict=True), strict=True)
@@ -67,7 +86,8 @@ def frame_to_context(
     past, valid = np.zeros((count, length), np.float32), np.zeros((count, length), bool)
     mean, std = np.zeros(count), np.ones(count)
     past_time, future_time = [], []
-    end_S = _ends(panel) if told.known else panel.length_S
+    if end_S is None:
+        end_S = _ends(panel) if told.known else panel.length_S
     for s, name in enumerate(panel.names):
         x = panel.series(s)[: end_S[s]]
         where = np.flatnonzero(np.isfinite(x))
@@ -86,7 +106,9 @@ def frame_to_context(
         notes.append(f"the table's frequency is {panel.frequency.name}, the model was trained on {trained_on}")
     past, valid, mean, std = (torch.from_numpy(a) for a in (past, valid, mean.astype("f4"), std.astype("f4")))
     season_S = torch.full((count,), season)
-    covariates = _covariates(panel, told, end_S, length, horizon, what) if told.channels else None
+    covariates = None
+    if told.channels:
+        covariates = _covariates(panel, told, end_S, length, horizon, [times[-1] for times in past_time])
     return Context(past, valid, mean, std, season_S, panel.names, past_time, future_time, notes, covariates)
 
 
@@ -98,12 +120,14 @@ def _ends(panel: Panel) -> np.ndarray:
     return np.full_like(end_S, end_S.max()) if shared else end_S
 
 
-def _covariates(panel: Panel, told: Covariates, end_S: np.ndarray, length: int, horizon: int, what: str) -> Tensor:
+def _covariates(
+    panel: Panel, told: Covariates, end_S: np.ndarray, length: int, horizon: int, last_S: Sequence[Any]
+) -> Tensor:
     """(S, L + H, C) around the end of each series; 0 before its first point."""
     ahead_S = panel.length_S - end_S
     if told.known and (short := np.flatnonzero(ahead_S < horizon)).size:
         raise ZooError(
-            f"{what} says what is known of the future of '{panel.names[short[0]]}' for {ahead_S[short[0]]} rows, and "
+            f"what is known of the future of '{panel.names[short[0]]}' is {ahead_S[short[0]]} rows in the table, and "
             f"horizon={horizon} wants as many; add rows with {', '.join(told.known)} and no value"
         )
     before = told.of(panel)
@@ -114,7 +138,7 @@ def _covariates(panel: Panel, told: Covariates, end_S: np.ndarray, length: int, 
         if not told.known:
             own = torch.cat([own, own[-1:].expand(horizon, -1)])
             if told.calendar:
-                times = panel.frequency.after(panel.last_times(s, 1)[-1], horizon)
+                times = panel.frequency.after(last_S[s], horizon)
                 own[-horizon:, : len(CALENDAR)] = torch.from_numpy(calendar(times))
         own = own[-(length + horizon) :]
         both[s, -len(own) :] = own

@@ -24,14 +24,17 @@ class Forecast(pd.DataFrame):
         values_SH: the forecasts as a tensor, in original units; ``quantiles_SQH`` beside them, or None.
         levels: of the quantiles.
         notes: what was inferred, filled or dropped on reading the table, and where quantiles come from.
+        scores: of a backtest, the metrics of the model and its rivals by name; else None. A backtest also has columns
+            ``cutoff``, the last time known to the forecast, and ``actual``, what happened.
     """
 
-    _metadata: ClassVar[list[str]] = ["context", "values_SH", "quantiles_SQH", "levels", "notes"]
+    _metadata: ClassVar[list[str]] = ["context", "values_SH", "quantiles_SQH", "levels", "notes", "scores"]
     context: Context
     values_SH: Tensor
     quantiles_SQH: Tensor | None
     levels: list[float]
     notes: list[str]
+    scores: dict[str, dict[str, float]] | None
 
     @property
     def _constructor(self) -> Any:
@@ -52,5 +55,5 @@ class Forecast(pd.DataFrame):
             columns[f"{level:g}"] = quantiles_SQH[:, q].numpy().ravel()
         frame = cls(columns)
         frame.context, frame.values_SH, frame.quantiles_SQH = context, values_SH, quantiles_SQH
-        frame.levels, frame.notes = list(levels), list(context.notes)
+        frame.levels, frame.notes, frame.scores = list(levels), list(context.notes), None
         return frame

@@ -5,12 +5,12 @@ Shapes: B windows, L past points, H horizon, S sample paths, Q quantiles.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -211,48 +211,20 @@ class Forecasting(Task):
         return {name.rpartition("/")[2]: create_model(name) for name in self.config.rivals}
 
     def predict(self, model: Any, preprocessing: Mapping[str, Any], inputs: Mapping[str, Any]) -> Forecast:
-        """Forecast every column (or series) of a table beyond its last row."""
-        from zoo_time_series.data.context import frame_to_context
-        from zoo_time_series.tasks.forecast import Forecast
+        """Forecast every column (or series) of a table beyond its last row, or from earlier ones; see `answer`."""
+        from zoo_time_series.tasks.answer import answer
 
-        horizon = inputs["horizon"] if inputs["horizon"] is not None else preprocessing["horizon"]
-        if not isinstance(horizon, int) or horizon < 1:
-            raise ZooError(f"horizon={horizon} must be a number of points, at least 1")
-        levels = _levels(inputs.get("quantiles"))
-        columns = inputs["columns"]
-        columns = [name.strip() for name in columns.split(",")] if isinstance(columns, str) else columns
-        window = frame_to_context(inputs["input"], preprocessing, horizon, time=inputs["time"], columns=columns)
-        points, quantiles = [], []
-        with torch.inference_mode():
-            for rows in torch.arange(len(window.names)).split(256):
-                past, valid, season = (
-                    t[rows].to(model.device) for t in (window.past, window.past_valid, window.season)
-                )
-                more = {} if window.covariates is None else {"covariates": window.covariates[rows].to(model.device)}
-                more = known(model, more)
-                predicted_BH = self.forecast(model, past, valid, horizon, season, **more)
-                points.append(predicted_BH.cpu())
-                if levels:
-                    found = self.quantiles(model, past, valid, horizon, levels, season, predicted_BH, **more)
-                    if found is None:
-                        raise ZooError(
-                            "the model gives points, and no validation errors were saved with its weights to put "
-                            "quantiles around them; train it with `zoo train`, which saves them, or leave quantiles out"
-                        )
-                    quantiles.append(found.cpu())
-        std_S1, mean_S1 = window.std[:, None], window.mean[:, None]
-        if levels and (saved := preprocessing.get("residuals")):
-            window.notes.append(
-                f"quantiles are the forecast with the errors of {saved['windows']} validation windows around it"
-                + (f", those of step {len(saved['steps'])} beyond it" if horizon > len(saved["steps"]) else "")
-            )
-        quantiles_SQH = torch.cat(quantiles) * std_S1[..., None] + mean_S1[..., None] if levels else None
-        return Forecast.of(window, torch.cat(points) * std_S1 + mean_S1, quantiles_SQH, levels)
+        return answer(self, model, preprocessing, inputs)
 
     def write(self, result: Forecast, out: Path) -> list[Path]:
-        """``forecast.csv`` (unique_id, ds, y, a column a quantile) and ``forecast.png``, a fan where there are any."""
+        """``forecast.csv`` (unique_id, ds, y, a column a quantile) and ``forecast.png``, a fan where there are any; of
+        a backtest ``backtest.csv``, with what happened, and ``backtest.json``."""
         from zoo_time_series.plots import plot_forecast
 
+        if result.scores is not None:
+            result.to_csv(out / "backtest.csv", index=False)
+            (out / "backtest.json").write_text(json.dumps(result.scores, indent=2))
+            return [out / "backtest.csv", out / "backtest.json"]
         result.to_csv(out / "forecast.csv", index=False)
         return [out / "forecast.csv", *plot_forecast(result, out / "forecast.png")]
 
@@ -293,19 +265,6 @@ def known(model: Any, batch: Batch) -> dict[str, Tensor]:
             "or model.covariates=0"
         )
     return {"covariates_BTC": batch["covariates"]}
-
-
-def _levels(given: Any) -> list[float]:
-    """Quantile levels, increasing, from ``0.1,0.5,0.9``, a number or a sequence. Raises `ZooError` outside (0, 1)."""
-    if given is None:
-        return []
-    try:
-        levels = sorted({float(q) for q in (given.split(",") if isinstance(given, str) else np.atleast_1d(given))})
-    except (TypeError, ValueError):
-        levels = [0.0]
-    if not all(0 < q < 1 for q in levels):
-        raise ZooError(f"quantiles={given} must be levels between 0 and 1, for example quantiles=0.1,0.5,0.9")
-    return levels
 
 
 def _standardise(x: Tensor, shift: Tensor, scale: Tensor, valid: Tensor) -> Tensor:
