@@ -127,8 +127,8 @@ def _covariates(
     ahead_S = panel.length_S - end_S
     if told.known and (short := np.flatnonzero(ahead_S < horizon)).size:
         raise ZooError(
-            f"what is known of the future of '{panel.names[short[0]]}' is {ahead_S[short[0]]} rows in the table, and "
-            f"horizon={horizon} wants as many; add rows with {', '.join(told.known)} and no value"
+            f"the table says what is known of the future of '{panel.names[short[0]]}' for {ahead_S[short[0]]} rows, "
+            f"and horizon={horizon} wants as many; add rows with {', '.join(told.known)} and no value"
         )
     before = told.of(panel)
     assert before is not None
