@@ -259,12 +259,12 @@ def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path):
     )
     dead = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert dead.returncode == -9, dead.stderr
-    folder = tmp_path / "claims" / "tiny"
-    assert not list(folder.glob("*/eval.json")) and len(list(folder.glob("system-s0-*/checkpoints/last.ckpt"))) == 1
+    folder = tmp_path / "claims" / "runs"
+    (checkpoint,) = folder.rglob("last.ckpt")
+    assert not list(folder.rglob("eval.json"))
     resumed, _ = runs.run_all(claim, trees, folder, 1, print)
     assert resumed["loss"] == whole["loss"]
-    (run,) = folder.glob("system-s0-*")
-    assert len(json.loads((run / "run.json").read_text())["starts"]) == 2
+    assert len(json.loads((checkpoint.parents[1] / "run.json").read_text())["starts"]) == 2
 
 
 def test_closed_form_models_compete(tmp_path):
@@ -354,9 +354,9 @@ def test_all_claims_are_listed(monkeypatch, capsys):
     ("arguments", "said"),
     [
         ((), "name a claim"),
-        (("language/balanse",), "no claim 'language/balanse'"),
-        (("language/balance", "train.steps=3"), "'train' is no setting of zoo reproduce"),
-        (("language/balance", "seeds=0"), "seeds=0 must be at least 1"),
+        (("language/bipp",), "no claim 'language/bipp'; did you mean language/bip"),
+        (("language/bip", "train.steps=3"), "'train' is no setting of zoo reproduce"),
+        (("language/bip", "seeds=0"), "seeds=0 must be at least 1"),
         (("none.yaml",), "does not exist"),
     ],
 )

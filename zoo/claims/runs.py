@@ -1,11 +1,11 @@
 """The runs behind a claim: one for each contestant and seed, one after the other, each in a folder of its own.
 
-    <out>/claims/<plugin>/<system>/<contestant>-s<seed>-<digest>/     a run folder of `zoo train`, and
-        eval.json                                                     what `zoo eval --json` says of it
-        trace.json                                                    what `zoo trace --json` says, where a metric asks
+    <out>/claims/runs/<plugin>/<model>-<digest>-s<seed>/     a run folder of `zoo train`, and
+        eval.json                                            what `zoo eval --json` says of it
+        trace.json                                           what `zoo trace --json` says, of the metrics asked for
 
-The digest is that of the resolved config and of how it is evaluated: what is finished is skipped, what was interrupted
-goes on from its last checkpoint, and a run of other settings never counts.
+The digest is that of the resolved config and of how it is evaluated: what is finished is skipped, by whichever claim it
+was run; what was interrupted goes on from its last checkpoint; and a run of other settings never counts.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ def run_all(
         folders: dict[str, Path] = {}
         for name, base in trees.items():
             tree = {**(smaller(base) if smoke else base), "seed": seed}
-            settings = {k: v for k, v in tree.items() if k not in ("out", "resume", "device")}
+            settings = {k: v for k, v in tree.items() if k not in ("out", "resume", "device", "seed")}
             of = folders.get(claim.contestants[name].of or "")
-            mark = digest([settings, claim.split, limit, of.name if of else None])
-            here = folders[name] = folder / f"{name}-s{seed}-{mark}"
+            mark = digest([settings, claim.split, limit, of.name.rpartition("-s")[0] if of else None])
+            here = folders[name] = folder / f"{tree['model']['name']}-{mark}-s{seed}"
             done += 1
             finished = (here / "eval.json").is_file()
             tell(f"[{done}/{total}] {name}, seed {seed}{': finished before' if finished else ''}")
@@ -94,10 +94,11 @@ def _train(tree: zc.Tree, folder: Path, of: Path | None) -> None:
 
 def _assess(claim: Claim, tree: zc.Tree, folder: Path, limit: int | None) -> None:
     """``eval.json``, and ``trace.json`` where a metric wants it, unless they are there."""
-    traced = any(metric.trace for metric in claim.metrics.values())
-    if traced and not (folder / "trace.json").is_file():
+    wanted = {metric.trace.partition(".")[0] for metric in claim.metrics.values() if metric.trace}
+    known = json.loads((folder / "trace.json").read_text()) if (folder / "trace.json").is_file() else {}
+    if wanted - set(known):
         predictor, data = hub.load(folder), zc.build("data set", tree["data"])
-        _write(folder / "trace.json", _trace(predictor, data, claim.split, limit))
+        _write(folder / "trace.json", known | _trace(predictor, data, claim.split, limit, wanted - set(known)))
     if not (folder / "eval.json").is_file():
         batch = tree["train"]["eval_batch_size"]
         report = evaluate(
@@ -106,18 +107,21 @@ def _assess(claim: Claim, tree: zc.Tree, folder: Path, limit: int | None) -> Non
         _write(folder / "eval.json", report.__dict__)
 
 
-def _trace(predictor: hub.Predictor, data: Any, split: str, limit: int | None) -> dict[str, Any]:
+def _trace(predictor: hub.Predictor, data: Any, split: str, limit: int | None, wanted: set[str]) -> dict[str, Any]:
     from torch.utils.data import DataLoader, Subset
 
-    from zoo.trace import analyse, record
+    from zoo.trace import METRICS, record
     from zoo.train.sampling import spread
 
     dataset = data.split(split)
     if limit is not None:
         dataset = Subset(dataset, spread(len(dataset), limit))
+    if unknown := wanted - set(METRICS):
+        raise ZooError(f"zoo trace has no metric '{min(unknown)}'; it has {', '.join(METRICS)}")
     loader = DataLoader(dataset, batch_size=32, collate_fn=getattr(data, "collate", None))
     with tempfile.TemporaryDirectory() as folder:
-        return analyse(record(predictor.model, loader, predictor.task.loss, Path(folder) / "routing", logits=False))
+        trace = record(predictor.model, loader, predictor.task.loss, Path(folder) / "routing", logits=False)
+        return {name: METRICS[name](trace) for name in sorted(wanted)}
 
 
 def _write(path: Path, document: Any) -> None:

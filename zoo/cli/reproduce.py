@@ -60,19 +60,27 @@ def reproduce_command(
     from zoo.claims.runs import run_all
 
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) if smoke else out / "claims" / file.name
-        values, origins = run_all(claim, trees, folder, seeds, lambda line: typer.echo(line, err=True), smoke=smoke)
+        values, origins = run_all(
+            claim,
+            trees,
+            Path(temporary) if smoke else out / "claims" / "runs",
+            seeds,
+            lambda line: typer.echo(line, err=True),
+            smoke=smoke,
+        )
     found = result.result(file, claim, trees, sizes, values, origins)
     if smoke:
         found["command"] += " --smoke"
     _print(found, smoke, as_json)
     if smoke:
         return
-    files = result.plot(found, folder / "values.png")
-    (folder / "result.md").write_text(result.markdown(file, claim, found, "values.png"))
+    report = out / "claims" / f"{file.name}.md"
+    report.parent.mkdir(parents=True, exist_ok=True)
+    files = result.plot(found, report.with_suffix(".png"))
+    report.write_text(result.markdown(file, claim, found, report.with_suffix(".png").name))
     if update_card:
         files += result.commit(file, claim, found)
-    for path in [*files, folder / "result.md"]:
+    for path in [*files, report]:
         typer.echo(f"wrote {path}", err=True)
 
 
