@@ -21,7 +21,7 @@ from zoo import cli, hub
 TINY = "time_series/time_moe_tiny"
 CSV = (TINY, "data=csv", "data.context=8", "data.horizon=2")
 SMALL = (
-    "model.stack.num_layers=1", "model.stack.hidden_size=16", "model.stack.num_heads=2", "data.series=sunspots",
+    "model.stack.num_layers=1", "model.stack.hidden_size=16", "model.stack.mixer.num_heads=2", "data.series=sunspots",
     "data.context=16", "data.horizon=4", "train.batch_size=2", "train.eval_batch_size=8", "device=cpu",
 )  # fmt: skip
 
@@ -53,7 +53,7 @@ def zoo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved forecaster with its preprocessing."""
-    stack = {"num_layers": 1, "hidden_size": 16, "num_heads": 2}
+    stack = {"num_layers": 1, "hidden_size": 16, "mixer": {"num_heads": 2}}
     model = hub.create_model(TINY, stack=stack)
     numbers = {"context": 16, "horizon": 4, "season": 1, "frequency": "rows", "columns": ["x"], "mean": [0], "std": [1]}
     hub.save(tmp_path_factory.mktemp("saved") / "model", model, preprocessing=numbers)
@@ -77,7 +77,7 @@ NAMES = {
     ("info", TINY, "stack.hiden_size=3"): "unknown config key 'model.stack.hiden_size'; did you mean hidden_size?",
     ("info", TINY, "stack.hidden_size=big"): "config key 'model.stack.hidden_size': 'big' is not a int",
     ("info", TINY, "stack.hidden_size=-4"): "hidden_size=-4 must be at least 1",
-    ("info", TINY, "stack.num_heads=3"): "hidden_size=64 is not a multiple of num_heads=3",
+    ("info", TINY, "stack.mixer.num_heads=3"): "hidden_size=64 is not a multiple of num_heads=3",
     ("info", TINY, "stack.moe.router.k=9"): "router k=9 must lie between 1 and num_experts=8",
     ("info", TINY, "stack"): "'stack' is not an override; write key=value",
     ("info", TINY, "stack.num_layers=0"): "moe.balance sets switch, but the model has no MoE layer; remove it",

@@ -138,8 +138,8 @@ def test_every_setting_comes_from_the_public_config(folder: Path) -> None:
     model = load().model
     config, stack, moe = model.config, model.config.stack, model.config.stack.moe
     assert (config.horizons, config.max_length) == ([1, 8, 32], 1024)
-    assert (stack.hidden_size, stack.num_layers, stack.num_heads, stack.num_kv_heads) == (24, 2, 3, 3)
-    assert (stack.rope_theta, stack.norm_eps, stack.qkv_bias) == (5000.0, 1e-5, True)
+    assert (stack.hidden_size, stack.num_layers, stack.mixer["num_heads"], stack.mixer["num_kv_heads"]) == (24, 2, 3, 3)
+    assert (stack.mixer["rope_theta"], stack.norm_eps, stack.mixer["qkv_bias"]) == (5000.0, 1e-5, True)
     assert (moe.num_experts, moe.router["k"], moe.router["renorm"]) == (4, 2, False)
     assert (moe.experts["intermediate_size"], moe.shared["intermediate_size"]) == (16, 32)
     assert moe.shared["gate"] == "sigmoid"
@@ -158,7 +158,10 @@ def test_bf16_shards_become_fp32(folder: Path) -> None:
     for name in ("time_series/time_moe_large.maple728", "hf-hub:Maple728/TimeMoE-50M"):
         parameters = dict(load(name).model.named_parameters())
         assert {p.dtype for p in parameters.values()} == {torch.float32}
-        gate_up, layer = parameters["stack.layers.1.moe.experts.gate_up_proj"], "model.layers.1.ffn_layer.experts"
+        gate_up, layer = (
+            parameters["stack.layers.1.feed_forward.experts.gate_up_proj"],
+            "model.layers.1.ffn_layer.experts",
+        )
         for e in range(4):
             assert torch.equal(gate_up[e, :16], state[f"{layer}.{e}.gate_proj.weight"].float())
             assert torch.equal(gate_up[e, 16:], state[f"{layer}.{e}.up_proj.weight"].float())
@@ -189,7 +192,7 @@ def test_a_key_too_few_or_too_many_is_named(folder: Path) -> None:
 def test_another_shape_names_both_keys(folder: Path) -> None:
     key = "model.layers.0.ffn_layer.experts.3.gate_proj.weight"
     save_file({**public_state(), key: torch.ones(17, 24)}, folder / "model.safetensors")
-    ours = r"stack\.layers\.0\.moe\.experts\.gate_up_proj\[3, :half\]"
+    ours = r"stack\.layers\.0\.feed_forward\.experts\.gate_up_proj\[3, :half\]"
     with pytest.raises(ZooError, match=rf"{key} \(17, 24\), wanted \(16, 24\) for {ours}"):
         load()
 

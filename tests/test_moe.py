@@ -32,7 +32,7 @@ def moe(**settings: Any) -> MoE:
 
 def stack(**settings: Any) -> Transformer:
     base = {
-        "hidden_size": D, "num_layers": 2, "num_heads": 2, "init_std": 0.5,
+        "hidden_size": D, "num_layers": 2, "mixer": {"num_heads": 2}, "init_std": 0.5,
         "moe": {"num_experts": E, "experts": {"intermediate_size": 6}},
     }  # fmt: skip
     torch.manual_seed(1)

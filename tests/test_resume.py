@@ -24,7 +24,7 @@ MODEL = {
     "stack": {
         "hidden_size": 16,
         "num_layers": 2,
-        "num_heads": 2,
+        "mixer": {"num_heads": 2},
         "moe": {"num_experts": 4, "experts": {"intermediate_size": 16}, "shared": {"intermediate_size": 16}},
     },
     "horizons": [1, 8],

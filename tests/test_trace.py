@@ -26,7 +26,7 @@ from zoo.trace.locality import cache, simulate, srp
 from zoo.trace.metrics import coactivation, divergence, information, load, transition
 
 TINY = "time_series/time_moe_tiny"
-STACK = {"num_layers": 3, "hidden_size": 16, "num_heads": 2}
+STACK = {"num_layers": 3, "hidden_size": 16, "mixer": {"num_heads": 2}}
 
 
 def traced(
@@ -86,7 +86,7 @@ def test_a_trace_is_what_the_routers_said(tmp_path: Path) -> None:
             assert np.array_equal(getattr(layer, name), np.concatenate([getattr(r[n], field).numpy() for r in said]))
         assert np.array_equal(layer.logits_NE, np.concatenate([r[n].logits_TE.half().numpy() for r in said]))
         assert np.array_equal(trace.counts()[n], sum(r[n].counts_E() for r in said))
-    assert [layer.name for layer in trace.layers] == [f"stack.layers.{n}.moe" for n in range(3)]
+    assert [layer.name for layer in trace.layers] == [f"stack.layers.{n}.feed_forward" for n in range(3)]
     assert trace.streams[0]["seq_id"].tolist() == [s for s, size in enumerate([11] * 4 + [7] * 2) for _ in range(size)]
     assert trace.streams[0]["position"].tolist() == [*range(11)] * 4 + [*range(7)] * 2 and trace.tokens == 58
     assert len(trace.streams) == 1 and trace.info == {"name": TINY}

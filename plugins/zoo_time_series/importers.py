@@ -3,16 +3,16 @@
 from zoo.spec import Importer
 
 _THEIRS, _OURS = "model.layers.{n}", "stack.layers.{n}"
-_FFN, _MOE = f"{_THEIRS}.ffn_layer", f"{_OURS}.moe"
+_FFN, _MOE = f"{_THEIRS}.ffn_layer", f"{_OURS}.feed_forward"
 
 TIME_MOE = Importer(
     expect={"model_type": "time_moe", "hidden_act": "silu", "input_size": 1, "use_dense": False},
     config={
         "stack.hidden_size": "hidden_size",
         "stack.num_layers": "num_hidden_layers",
-        "stack.num_heads": "num_attention_heads",
-        "stack.num_kv_heads": "num_key_value_heads",
-        "stack.rope_theta": "rope_theta",
+        "stack.mixer.num_heads": "num_attention_heads",
+        "stack.mixer.num_kv_heads": "num_key_value_heads",
+        "stack.mixer.rope_theta": "rope_theta",
         "stack.norm_eps": "rms_norm_eps",
         "stack.moe.num_experts": "num_experts",
         "stack.moe.router.k": "num_experts_per_tok",
@@ -23,7 +23,8 @@ TIME_MOE = Importer(
         "max_length": "max_position_embeddings",
     },
     fixed={
-        "stack.qkv_bias": True,
+        "stack.mixer.name": "attention",
+        "stack.mixer.qkv_bias": True,
         "stack.moe.router.name": "topk",
         "stack.moe.router.score": "softmax",
         "stack.moe.router.order": "score_then_topk",
@@ -47,11 +48,11 @@ TIME_MOE = Importer(
         "model.embed_layer.emb_layer.weight": "embed.emb.weight",
         "model.embed_layer.gate_layer.weight": "embed.gate.weight",
         **{
-            f"{_THEIRS}.self_attn.{key}": f"{_OURS}.attention.{key}"
+            f"{_THEIRS}.self_attn.{key}": f"{_OURS}.mixer.{key}"
             for key in (*(f"{p}_proj.{kind}" for p in "qkv" for kind in ("weight", "bias")), "o_proj.weight")
         },
-        f"{_THEIRS}.input_layernorm.weight": f"{_OURS}.attention_norm.weight",
-        f"{_THEIRS}.post_attention_layernorm.weight": f"{_OURS}.moe_norm.weight",
+        f"{_THEIRS}.input_layernorm.weight": f"{_OURS}.mixer_norm.weight",
+        f"{_THEIRS}.post_attention_layernorm.weight": f"{_OURS}.feed_forward_norm.weight",
         f"{_FFN}.gate.weight": f"{_MOE}.router.scorer.weight",
         f"{_FFN}.experts.{{e}}.gate_proj.weight": f"{_MOE}.experts.gate_up_proj[{{e}}, :half]",
         f"{_FFN}.experts.{{e}}.up_proj.weight": f"{_MOE}.experts.gate_up_proj[{{e}}, half:]",

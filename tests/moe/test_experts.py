@@ -44,6 +44,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 } | {name: {"intermediate_size": 6} for name in ("swiglu", "relu", "ternary", "film")}
 EXPERTS = list(registry.entries("experts"))
 SHARED: dict[str, dict[str, Any]] = {
+    "bias": {},
     "swiglu": {"intermediate_size": 6, "gate": "mix", "norm": True},
     "gelu": {"intermediate_size": 6, "gate": "sigmoid"},
     "depthwise_conv": {"kernel": 3},
@@ -289,7 +290,7 @@ def test_attention_heads_between_the_verbs() -> None:
     made, x_TD = bank("attention_heads"), torch.randn(5, D)
     index_TK, weight_TK = torch.tensor([[0, 1], [3, 2], [1, 3], [2, 0], [0, 3]]), torch.rand(5, 2)
     plan = ops.plan(index_TK, E)
-    query_TKH = made.queries(x_TD, plan)
+    query_TKH = made.queries(x_TD, plan, 2)
     torch.testing.assert_close(query_TKH, torch.einsum("tkhd,td->tkh", made.q_proj[index_TK], x_TD))
     wanted = torch.einsum("tkdh,tkh,tk->td", made.o_proj[index_TK], query_TKH, weight_TK)
     torch.testing.assert_close(made.outputs(query_TKH, weight_TK, plan), wanted)

@@ -261,7 +261,9 @@ def test_schedules_end_with_the_training() -> None:
 
 def test_the_step_reaches_every_layer_and_ends() -> None:
     moe = {"router": {"name": "composed", "selector": {"name": "topk", "k": 1, "layers": [3, 3], "steps": 5}}}
-    config = zc.make(TransformerConfig, hidden_size=8, num_layers=2, num_heads=2, moe={"num_experts": 4, **moe})
+    config = zc.make(
+        TransformerConfig, hidden_size=8, num_layers=2, mixer={"num_heads": 2}, moe={"num_experts": 4, **moe}
+    )
     model, x = Transformer(config), torch.randn(1, 3, 8)
     with model.balancers.at_step(4):
         assert [out.index_TK.shape[1] for out in model(x)[1]] == [3, 3]
@@ -275,7 +277,7 @@ def test_the_step_reaches_every_layer_and_ends() -> None:
 
 def test_a_stack_owns_the_shared_cell_and_carries_the_state() -> None:
     moe = {"num_experts": 4, "router": {"name": "composed", "scorer": {"name": "recurrent", "size": 4}}}
-    config = zc.make(TransformerConfig, hidden_size=8, num_layers=3, num_heads=2, moe=moe)
+    config = zc.make(TransformerConfig, hidden_size=8, num_layers=3, mixer={"num_heads": 2}, moe=moe)
     results = []
     for checkpointing in (False, True):
         torch.manual_seed(0)

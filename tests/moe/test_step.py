@@ -47,7 +47,7 @@ class Recorder(Task):
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # Lightning's, in this process
 def test_schedules_follow_the_trainer(tmp_path: Path) -> None:
     moe = {"num_experts": 4, "balance": {"switch": {"coef": 0.1}}}
-    config = zc.make(TransformerConfig, hidden_size=8, num_layers=1, num_heads=2, moe=moe)
+    config = zc.make(TransformerConfig, hidden_size=8, num_layers=1, mixer={"num_heads": 2}, moe=moe)
     loader: Any = DataLoader(torch.randn(40, 3, 8), batch_size=2)
 
     def fit(steps: int, resume: Path | None) -> Recorder:

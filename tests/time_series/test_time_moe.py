@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from zoo import create_model
 from zoo.cli import app
 
-SMALL = {"num_layers": 2, "hidden_size": 16, "num_heads": 2, "init_std": 0.3}
+SMALL = {"num_layers": 2, "hidden_size": 16, "mixer": {"num_heads": 2}, "init_std": 0.3}
 
 
 def small(**settings: Any) -> Any:

@@ -115,6 +115,7 @@ PARTS = (
         "arXiv:2002.05202",
         "DeepSeekMoE, Time-MoE, MoTE",
     ),
+    PartSpec("shared", "bias", "zoo.moe.shared:Bias", "b", "", "JetMoE"),
     PartSpec("shared", "gelu", "zoo.moe.shared:GELU", "a dense GELU MLP, joined in the same ways"),
     PartSpec(
         "shared",

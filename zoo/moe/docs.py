@@ -22,6 +22,10 @@ KINDS = {
     "experts": "What an expert computes: `moe.experts`.",
     "shared": "What every token passes beside the routed experts: `moe.shared`.",
     "balancer": "What keeps the experts in use, any number of them: `moe.balance.NAME`.",
+    "mixer": "How a position of the stack hears of others: `stack.mixer`.",
+    "feed_forward": "What a layer of the stack does with each position: `stack.feed_forward`. f, with n a norm.",
+    "wiring": "How mixer, feed-forward and residual stream hang together: `stack.wiring`. "
+    "`stack.first` and `stack.pattern` give some layers other parts; `stack.pool` makes layers share experts.",
 }
 
 INTRO = """# The parts of a mixture of experts

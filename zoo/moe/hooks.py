@@ -189,8 +189,10 @@ class NormaliseLogits(nn.Module):
 
 
 class GrowPool(nn.Module):
-    """-inf for a random part of the experts beyond the first ``own``, drawn anew each forward pass; the part shrinks
-    linearly from all to none over ``steps`` (progressive scaling routing of ReXMoE). Off in evaluation."""
+    """-inf for a random part of the experts that are not a layer's own, drawn anew each forward pass; the part shrinks
+    linearly from all to none over ``steps`` (progressive scaling routing of ReXMoE). Off in evaluation.
+
+    Of a pool of E experts, ``own`` belong to each of E / own neighbouring layers, in their order."""
 
     @dataclass
     class Config:
@@ -210,8 +212,9 @@ class GrowPool(nn.Module):
         done = ctx.progress(self.config.steps)
         if not self.training or done == 1:
             return values_TE
-        experts = values_TE.shape[-1]
-        others = experts - self.config.own
+        experts, own = values_TE.shape[-1], self.config.own
+        others = experts - own
         rank_E = torch.rand(others, device=values_TE.device).argsort()
-        closed_E = torch.cat([rank_E.new_zeros(self.config.own, dtype=torch.bool), rank_E < round(others * (1 - done))])
+        closed_E = torch.cat([rank_E.new_zeros(own, dtype=torch.bool), rank_E < round(others * (1 - done))])
+        closed_E = closed_E.roll(own * (ctx.layer % max(1, experts // own)))
         return values_TE.masked_fill(closed_E, -torch.inf)

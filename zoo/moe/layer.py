@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from zoo import config as zc
+from zoo.moe.experts.base import Bank
 from zoo.moe.types import RouteContext, RouterOutput, Tags
 from zoo.spec import ZooError
 from zoo_kernels import ops
@@ -33,26 +34,40 @@ class MoEConfig:
 
 
 class MoE(nn.Module):
-    """``y = sum_k weight_k * expert_k(x) [+ shared(x)]``."""
+    """``y = sum_k weight_k * expert_k(x) [+ shared(x)]``.
 
-    def __init__(self, config: MoEConfig, hidden_size: int) -> None:
+    ``lent`` are the experts of another layer, which owns them: a pool of several layers, or of several passes through
+    one. ``layer`` is the place among the MoE layers of a stack, which sets it.
+    """
+
+    def __init__(self, config: MoEConfig, hidden_size: int, lent: Bank | None = None) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.layer = config, 0
         self.num_experts = config.num_experts
         self.unit = zc.build("unit", config.unit, hidden_size)
         self.router = zc.build("router", config.router, self.unit.width, config.num_experts)
-        self.experts = zc.build("experts", config.experts, hidden_size, config.num_experts)
+        # A lent bank hides in a tuple: it is no submodule of this layer, so its weights are saved and counted once.
+        self.lent = None if lent is None else (lent,)
+        self.experts = zc.build("experts", config.experts, hidden_size, config.num_experts) if lent is None else None
         self.shared = zc.build("shared", config.shared, hidden_size) if config.shared else None
 
+    @property
+    def bank(self) -> Bank:
+        """The experts, its own or lent ones."""
+        bank: Bank = self.experts if self.lent is None else self.lent[0]  # type: ignore[assignment]
+        return bank
+
     def reset_parameters(self, std: float) -> None:
-        """Normal initialisation of the router and of every expert; linear layers are the stack's to initialise."""
+        """Normal initialisation of the router and of every expert of its own; linear layers are the stack's to
+        initialise."""
         self.router.reset_parameters(std)
-        self.experts.reset_parameters(std)
+        if self.experts is not None:
+            self.experts.reset_parameters(std)
 
     def route(self, x: Tensor, ctx: RouteContext, state: Any = None) -> RouterOutput:
         """Decide for every unit of ``x`` (B, L, D): every token, unless the config says otherwise."""
         seen_TD, valid_T, ctx = self.unit.see(x, ctx)
-        out: RouterOutput = self.router(seen_TD, valid_T, replace(ctx, experts=self.experts), state)
+        out: RouterOutput = self.router(seen_TD, valid_T, replace(ctx, experts=self.bank), state)
         return out._replace(tags=Tags(*(getattr(ctx, name) for name in Tags._fields)))
 
     def apply_experts(self, x: Tensor, out: RouterOutput, valid: Tensor | None = None) -> Tensor:
@@ -61,17 +76,17 @@ class MoE(nn.Module):
         Args:
             valid: False on padding, (B, L), which experts that mix the tokens of a unit must not see.
         """
-        if self.experts.whole_units:
+        if self.bank.whole_units:
             plan = ops.plan(out.index_TK, self.num_experts, out.used_TK)
             inside_TW1 = self.unit.split(x.new_ones(*x.shape[:-1], 1), valid)
-            y_TWD = self.experts(self.unit.split(x, valid), out.weight_TK, plan, inside_TW1[..., 0] > 0)
+            y_TWD = self.bank(self.unit.split(x, valid), out.weight_TK, plan, inside_TW1[..., 0] > 0)
             y: Tensor = self.unit.join(y_TWD, x)
         else:
             index_TK, weight_TK, used_TK = (
                 self.unit.spread(value, x) for value in (out.index_TK, out.weight_TK, out.used_TK)
             )
             plan = ops.plan(index_TK, self.num_experts, used_TK)
-            y = self.experts(x.reshape(-1, x.shape[-1]), weight_TK, plan).view_as(x)
+            y = self.bank(x.reshape(-1, x.shape[-1]), weight_TK, plan).view_as(x)
         if self.shared is None and out.shared_weight is not None:
             raise ZooError("the router weighs shared experts, but the layer has none; set moe.shared.name=swiglu")
         if self.shared is None:
@@ -88,6 +103,7 @@ class MoE(nn.Module):
         return self.apply_experts(x, out, ctx.valid), out
 
     def inactive_parameters(self) -> int:
-        """Parameters that a token does not pass: the experts beyond those that it uses on average."""
-        total = sum(p.numel() for p in self.experts.parameters())
-        return round(total - self.experts.active_parameters(self.router.mean_slots))
+        """Parameters that a token does not pass: the experts beyond those that it uses on average. Below zero for a
+        layer with lent experts, whose parameters are counted where they belong."""
+        owned = sum(p.numel() for p in self.bank.parameters()) if self.lent is None else self.bank.active_parameters(0)
+        return round(owned - self.bank.active_parameters(self.router.mean_slots))

@@ -105,6 +105,18 @@ class GELU(Shared):
         return y
 
 
+class Bias(Shared):
+    """The same learned vector for every token, zero at first: the bias on the sum of JetMoE's experts."""
+
+    def make(self, hidden_size: int) -> None:
+        self.bias = nn.Parameter(torch.zeros(hidden_size))
+
+    def branch(self, x: Tensor, weight: Tensor | None) -> Tensor:
+        if weight is not None:
+            raise ZooError("a router cannot weigh a shared bias; set moe.shared.name=swiglu")
+        return self.bias.expand_as(x)
+
+
 class DepthwiseConv(Shared):
     """``y_td = sum_j w_dj x_(t+j)d + b_d`` along the sequence (the expert for continuity of MoHETS, S040), joined as
     `Shared` says. ``causal`` looks back only."""

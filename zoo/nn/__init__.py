@@ -1,6 +1,7 @@
-"""Blocks that every modality shares: attention with a cache, and the pre-norm transformer stack."""
+"""Blocks that every modality shares: mixers with a cache, wirings, and the transformer stack."""
 
-from zoo.nn.attention import Attention, Cache, rotary
-from zoo.nn.transformer import Transformer, TransformerConfig
+from zoo.nn.attention import Attention, rotary
+from zoo.nn.span import Cache, Span
+from zoo.nn.transformer import Transformer, TransformerConfig, initialise
 
-__all__ = ["Attention", "Cache", "Transformer", "TransformerConfig", "rotary"]
+__all__ = ["Attention", "Cache", "Span", "Transformer", "TransformerConfig", "initialise", "rotary"]

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from zoo.moe import MoE
-
 
 @dataclass(frozen=True)
 class Size:
@@ -26,10 +24,11 @@ class Size:
 def measure(model: nn.Module) -> Size:
     """Size of a model."""
     total = sum(p.numel() for p in model.parameters())
-    active = total - sum(m.inactive_parameters() for m in model.modules() if isinstance(m, MoE))
+    active = total - sum(m.inactive_parameters() for m in model.modules() if hasattr(m, "inactive_parameters"))
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     unmultiplied = sum(p.numel() for p in model.parameters() if p.dim() < 2 or id(p) in tables)
-    return Size(total, active, 2 * (active - unmultiplied), 4 * total, 2 * total)
+    # A layer that runs several times on one bank may use its experts more than once: FLOPs count that, parameters not.
+    return Size(total, min(active, total), 2 * (active - unmultiplied), 4 * total, 2 * total)
 
 
 def parameters_by_part(model: nn.Module) -> dict[str, int]:

@@ -1,132 +1,181 @@
-"""The pre-norm transformer stack with a mixture of experts in its feed-forward places.
+"""The transformer stack: layers of named parts, a mixer and a feed-forward each, a wiring around them.
 
 Shapes: B batch, L positions, D model width.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from zoo.config import at_least
-from zoo.moe import Balancers, MoE, MoEConfig, RouteContext, RouterOutput, Routing
-from zoo.nn.attention import Attention, Cache, attention_mask
+from zoo import config as zc
+from zoo.moe import Balancers, MoE, MoEConfig, Routing
+from zoo.moe.experts.base import Bank
+from zoo.nn.build import Site
+from zoo.nn.feed_forward import Mixture
+from zoo.nn.span import Cache, span_of
+from zoo.nn.wiring import Carry, MixtureOfBlocks, MixtureOfDepths
+from zoo.registry import suggest
 from zoo.spec import ZooError
+
+LAYER_PARTS = ("wiring", "mixer", "feed_forward")
 
 
 @dataclass
 class TransformerConfig:
+    """A stack of ``num_layers`` layers.
+
+    ``first`` and ``pattern`` say how some layers differ: each item is ``{count: 1, wiring:, mixer:, feed_forward:}``
+    with what is other than the stack's own. ``first`` is for the lowest layers, ``pattern`` is repeated above them::
+
+        first: [{count: 3, feed_forward: {name: dense, intermediate_size: 18432}}]     # DeepSeek-V3
+        pattern: [{feed_forward: {name: dense, intermediate_size: 8192}}, {}]          # GShard: every other layer
+
+    ``pool`` neighbouring MoE layers share one bank of ``moe.num_experts`` experts (ReXMoE, S008).
+    """
+
     hidden_size: int = 128
     num_layers: int = 4
-    num_heads: int = 4
-    num_kv_heads: int | None = None
-    qkv_bias: bool = False
-    rope_theta: float = 10000.0
+    wiring: Any = zc.part("wiring", "sequential")
+    mixer: Any = zc.part("mixer", "attention")
+    feed_forward: Any = zc.part("feed_forward", "moe")
+    moe: MoEConfig = field(default_factory=MoEConfig)
+    first: list[Any] = field(default_factory=list)
+    pattern: list[Any] = field(default_factory=list)
+    pool: int = 1
+    norm: Literal["rms", "layer"] = "rms"
     norm_eps: float = 1e-6
     init_std: float = 0.02
+    causal: bool = True
     activation_checkpointing: bool = False
-    moe: MoEConfig = field(default_factory=MoEConfig)
 
     def __post_init__(self) -> None:
-        at_least(1, self, "hidden_size", "num_heads", "num_kv_heads")
-        at_least(0, self, "num_layers")
+        zc.at_least(1, self, "hidden_size", "pool")
+        zc.at_least(0, self, "num_layers")
 
-
-class Block(nn.Module):
-    """``x + attention(norm x)``, then ``x + MoE(norm x)``. The routing is returned, never kept."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        c = config
-        self.attention_norm = nn.RMSNorm(c.hidden_size, eps=c.norm_eps)
-        self.attention = Attention(c.hidden_size, c.num_heads, c.num_kv_heads or c.num_heads, c.qkv_bias, c.rope_theta)
-        self.moe_norm = nn.RMSNorm(c.hidden_size, eps=c.norm_eps)
-        self.moe = MoE(c.moe, c.hidden_size)
-
-    def forward(
-        self,
-        x: Tensor,
-        position: Tensor,
-        mask: Tensor | None,
-        ctx: RouteContext,
-        cache: Cache | None,
-        router_state: Any = None,
-        first: int = 0,
-    ) -> tuple[Tensor, RouterOutput]:
-        """States and routing of the positions from ``first`` on, which ``mask`` and ``ctx`` are about."""
-        x = x[:, first:] + self.attention(self.attention_norm(x), position, mask, cache, ctx.layer, first)
-        y, out = self.moe(self.moe_norm(x), ctx, router_state)
-        return x + y, out
+    def layer_parts(self, index: int) -> dict[str, Any]:
+        """The part nodes of a layer. Raises `ZooError` for an item of ``first`` or ``pattern`` that is malformed."""
+        first, pattern = _unrolled("first", self.first), _unrolled("pattern", self.pattern)
+        own: Mapping[str, Any] = {}
+        if index < len(first):
+            own = first[index]
+        elif pattern:
+            own = pattern[(index - len(first)) % len(pattern)]
+        return {name: zc.merge(getattr(self, name), own.get(name, {})) for name in LAYER_PARTS}
 
 
 class Transformer(nn.Module):
-    """A causal stack of blocks and a final norm."""
+    """The layers and a final norm."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        if config.hidden_size % config.num_heads:
-            raise ZooError(f"hidden_size={config.hidden_size} is not a multiple of num_heads={config.num_heads}")
-        if config.num_heads % (config.num_kv_heads or 1):
-            raise ZooError(f"num_heads={config.num_heads} is not a multiple of num_kv_heads={config.num_kv_heads}")
-        if config.hidden_size // config.num_heads % 2:
-            raise ZooError(f"hidden_size={config.hidden_size} over num_heads={config.num_heads} must be even (rotary)")
         self.config = config
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
-        self.router_common = self.layers[0].moe.router.common() if len(self.layers) else None
-        self.balancers = Balancers(config.moe.balance, config.num_layers, config.moe.num_experts)
+        self.layers = nn.ModuleList(self._build(config))
+        last_post = config.wiring["name"] == "sequential" and config.wiring["norm"] == "post"
+        site = Site(config.hidden_size, norm_name=config.norm, norm_eps=config.norm_eps)
+        self.norm: nn.Module = nn.Identity() if last_post else site.norm()
+        mixtures = [module for module in self.layers.modules() if isinstance(module, MoE)]
+        for place, moe in enumerate(mixtures):
+            moe.layer = place
+        widths = {moe.num_experts for moe in mixtures}
+        if len(widths) > 1 and any(node is not None for node in config.moe.balance.values()):
+            raise ZooError(
+                f"the MoE layers have {sorted(widths)} experts, but one set of balancers serves all; make them equal"
+            )
+        self.router_common = mixtures[0].router.common() if mixtures else None
+        self.balancers = Balancers(config.moe.balance, len(mixtures), mixtures[0].num_experts if mixtures else 0)
         initialise(self, config.init_std)
 
+    @staticmethod
+    def _build(config: TransformerConfig) -> Iterator[nn.Module]:
+        lent: Bank | None = None
+        served = 0
+        for index in range(config.num_layers):
+            nodes = config.layer_parts(index)
+            site = Site(
+                config.hidden_size,
+                config.moe,
+                nodes["mixer"],
+                nodes["feed_forward"],
+                lent,
+                config.norm,
+                config.norm_eps,
+            )
+            layer = zc.build("wiring", nodes["wiring"], site)
+            mixture = next((m for m in layer.modules() if isinstance(m, Mixture)), None)
+            if mixture is not None and config.pool > 1:
+                served += 1
+                lent = mixture.bank if served % config.pool else None
+            yield layer
+
     def forward(
-        self, x_BLD: Tensor, valid_BL: Tensor | None = None, cache: Cache | None = None, last_only: bool = False
+        self,
+        x_BLD: Tensor,
+        valid_BL: Tensor | None = None,
+        cache: Cache | None = None,
+        last_only: bool = False,
+        document_BL: Tensor | None = None,
+        **known: Tensor | None,
     ) -> tuple[Tensor, Routing]:
-        """States after the final norm, (B, L, D), and the routing of every layer.
+        """States after the final norm, (B, L, D), and the routing of every MoE layer.
 
         Args:
             valid_BL: False on padding. Positions count valid points only, so left padding changes nothing.
             cache: positions so far; ``x`` holds the new ones.
-            last_only: only the last position is asked for, (B, 1, D): the last block computes no other.
+            last_only: only the last position is asked for, (B, 1, D): the last layer computes no other where it can.
+            document_BL: which document of a packed row a position belongs to: it sees no other.
+            known: fields of `RouteContext` that routers and balancers may look at.
         """
-        if cache is not None and (valid_BL is not None or cache.valid is not None):
-            new = x_BLD.new_ones(x_BLD.shape[:2], dtype=torch.bool) if valid_BL is None else valid_BL
-            old = new.new_ones(len(new), cache.length) if cache.valid is None else cache.valid
-            cache.valid = all_valid = torch.cat([old, new], dim=1)
-        else:
-            all_valid = valid_BL
-        start, length = (cache.length if cache is not None else 0), x_BLD.shape[1]
-        if all_valid is None:
-            position = torch.arange(start, start + length, device=x_BLD.device)[None]
-        else:
-            position = (all_valid.cumsum(1) - 1).clamp(min=0)[:, start:]
-        mask = attention_mask(all_valid, length, start + length, x_BLD.device)
-        ctx, routing, x = self.balancers.context(valid=valid_BL, common=self.router_common), [], x_BLD
-        state: Any = None
-        for index, block in enumerate(self.layers):
-            first = 0
-            if (
-                last_only and index == len(self.layers) - 1 and state is None
-            ):  # a router's state is that of all positions
-                first = length - 1
-                mask = None if mask is None else mask[:, :, first:]
-                ctx = replace(ctx, valid=None if valid_BL is None else valid_BL[:, first:])
-            arguments = (x, position, mask, ctx.at(index), cache, state, first)
+        span = span_of(x_BLD, valid_BL, document_BL, cache, self.config.causal)
+        ctx = self.balancers.context(valid=valid_BL, common=self.router_common, **known)
+        x, carry = x_BLD, Carry()
+        for index, layer in enumerate(self.layers):
+            # A router's state is that of all positions, so a router that carries one wants them all.
+            if last_only and index == len(self.layers) - 1 and carry.state is None and layer.tail:
+                span = span.tail(span.length - 1)
             if self.config.activation_checkpointing and self.training:
-                x, out = checkpoint(block, *arguments, use_reentrant=False)
+                x, carry = checkpoint(layer, x, span, ctx, carry, use_reentrant=False)
             else:
-                x, out = block(*arguments)
-            state = out.state
-            routing.append(out)
+                x, carry = layer(x, span, ctx, carry)
         if cache is not None:
-            cache.length += length
-        return self.norm(x[:, -1:] if last_only else x), tuple(routing)
+            cache.length += span.length
+        return self.norm(x[:, -1:] if last_only else x), _with_losses(carry)
+
+
+def _with_losses(carry: Carry) -> Routing:
+    """The routing, losses of routers that are no MoE layer's added to its first."""
+    if not carry.losses:
+        return carry.routing
+    if not carry.routing:
+        raise ZooError("a router between layers has a loss, but no MoE layer carries it; add one to the stack")
+    head, *others = carry.routing
+    losses = [*carry.losses, *([] if head.loss is None else [head.loss])]
+    return (head._replace(loss=torch.stack(losses).sum()), *others)
+
+
+def _unrolled(name: str, items: list[Any]) -> list[Mapping[str, Any]]:
+    layers: list[Mapping[str, Any]] = []
+    for place, item in enumerate(items):
+        where = f"{name}[{place}]"
+        if not isinstance(item, Mapping):
+            raise ZooError(f"{where} is a section, such as {{count: 1, feed_forward: {{name: dense}}}}, not {item!r}")
+        for key in item:
+            if key not in (*LAYER_PARTS, "count"):
+                raise ZooError(f"unknown config key '{where}.{key}'; {suggest(str(key), (*LAYER_PARTS, 'count'))}")
+        count = item.get("count", 1)
+        if not isinstance(count, int) or count < 0:
+            raise ZooError(f"{where}.count={count!r} must be a whole number of layers")
+        layers += [item] * count
+    return layers
 
 
 def initialise(module: nn.Module, std: float) -> None:
-    """Normal weights, zero biases; a mixture layer initialises its own router and experts.
+    """Normal weights, zero biases; a part with ``reset_parameters(std)`` initialises its own.
     Nothing happens on the meta device, where torch would import its compiler for it."""
     if next(module.parameters()).is_meta:
         return
@@ -135,5 +184,5 @@ def initialise(module: nn.Module, std: float) -> None:
             nn.init.normal_(child.weight, std=std)
             if child.bias is not None:
                 nn.init.zeros_(child.bias)
-        elif isinstance(child, MoE):
+        elif isinstance(child, MoE | MixtureOfDepths | MixtureOfBlocks):
             child.reset_parameters(std)

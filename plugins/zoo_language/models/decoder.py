@@ -77,7 +77,9 @@ class Decoder(Model):
                 from that document's start.
             domain_BL: what a token's text is about, where that is known: routers and balancers may look at it.
         """
-        states_BLD, routing = self.stack(self.embed(tokens_BL), valid_BL, cache, last_only)
+        states_BLD, routing = self.stack(
+            self.embed(tokens_BL), valid_BL, cache, last_only, document_BL, domain=domain_BL, token_ids=tokens_BL
+        )
         weight_VD = self.head.weight
         if self.config.head == "normed":
             weight_VD = F.normalize(weight_VD, dim=-1)

@@ -17,8 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.moe import Routing
-from zoo.nn import Cache, Transformer, TransformerConfig
-from zoo.nn.transformer import initialise
+from zoo.nn import Cache, Transformer, TransformerConfig, initialise
 from zoo.spec import ZooError
 from zoo_time_series.models.base import Forecaster, Prediction
 
@@ -49,7 +48,9 @@ class TimeMoE(Forecaster):
 
     @dataclass
     class Config:
-        stack: TransformerConfig = field(default_factory=lambda: TransformerConfig(qkv_bias=True))
+        stack: TransformerConfig = field(
+            default_factory=lambda: TransformerConfig(mixer={"name": "attention", "qkv_bias": True})
+        )
         horizons: list[int] = field(default_factory=lambda: [1, 8, 32, 64])
         max_length: int = 4096
 

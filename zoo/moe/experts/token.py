@@ -132,11 +132,11 @@ class AttentionExperts(Bank):
         self.q_proj = nn.Parameter(torch.empty(num_experts, config.size, hidden_size))
         self.o_proj = nn.Parameter(torch.empty(num_experts, hidden_size, config.size))
 
-    def queries(self, x_TD: Tensor, plan: Plan) -> Tensor:
-        """(T, K, size): the query of each of a token's experts, slot by slot; zero where a slot is not used."""
+    def queries(self, x_TD: Tensor, plan: Plan, slots: int) -> Tensor:
+        """(T, K, size): the query of each of a token's K experts, slot by slot; zero where a slot is not used."""
         rows_NH = grouped_linear(ops.expand(x_TD, plan), self.q_proj, plan)
         slots_NH = torch.zeros_like(rows_NH).index_copy(0, plan.pair_N, rows_NH)
-        return slots_NH.view(plan.num_tokens, -1, rows_NH.shape[-1])
+        return slots_NH.view(plan.num_tokens, slots, rows_NH.shape[-1])
 
     def outputs(self, heads_TKH: Tensor, weight_TK: Tensor, plan: Plan) -> Tensor:
         """(T, D): what each slot's attention found, through its expert's ``W_o``, weighed and added."""

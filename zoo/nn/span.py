@@ -1,0 +1,119 @@
+"""What a forward pass is about: which positions, which of them see which, and what earlier passes left in the cache.
+
+Shapes: B batch, L new positions, S all positions (cached and new), Q positions that are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from zoo.spec import ZooError
+
+
+class Cache:
+    """What the mixers keep of the positions so far. One cache serves one forward-only decoding."""
+
+    def __init__(self) -> None:
+        self.kept: dict[Hashable, tuple[Tensor, ...]] = {}
+        self.valid: Tensor | None = None
+        self.length = 0
+
+    def extend(self, owner: Hashable, *new: Tensor) -> tuple[Tensor, ...]:
+        """Append what is new of ``owner``, positions in the last dimension but one, and return all of it."""
+        if owner in self.kept:
+            new = tuple(torch.cat(pair, dim=-2) for pair in zip(self.kept[owner], new, strict=True))
+        self.kept[owner] = new
+        return new
+
+
+@dataclass(frozen=True)
+class Span:
+    """The new positions of a pass among all positions.
+
+    Attributes:
+        position_BL: what rotary embeddings see; valid positions are counted, each document's from its start.
+        start: positions in the cache; ``length`` new ones follow.
+        first: answers are asked for from this new position on; keys and values are those of all.
+        causal: a position sees itself and what is before it, else all.
+        valid_BS, document_BS: False on padding, which nobody sees; a position sees its own document alone.
+    """
+
+    position_BL: Tensor
+    length: int
+    start: int = 0
+    first: int = 0
+    causal: bool = True
+    valid_BS: Tensor | None = None
+    document_BS: Tensor | None = None
+    cache: Cache | None = None
+    masks: dict[int | None, Tensor] = field(default_factory=dict)
+
+    def tail(self, first: int) -> Span:
+        """The same span, asked for the positions from ``first`` on."""
+        return replace(self, first=first, masks={})
+
+    def mask(self, window: int | None = None) -> tuple[Tensor | None, bool]:
+        """Boolean mask (B or 1, 1, Q, S) and False, or None and whether attention is causal where that says it all.
+
+        Args:
+            window: a position sees so many positions, itself the last; None for all.
+
+        A padded query sees itself, so that its softmax has something to sum over; nobody reads the result.
+        """
+        total = self.start + self.length
+        window = None if window is None or window >= total else window
+        if self.valid_BS is None and self.document_BS is None and window is None:
+            queries = self.length - self.first
+            if not self.causal or queries == 1:
+                return None, False
+            if queries == total:
+                return None, True
+        if window not in self.masks:
+            self.masks[window] = self._mask(window, total)
+        return self.masks[window], False
+
+    def _mask(self, window: int | None, total: int) -> Tensor:
+        device = self.position_BL.device
+        key_S = torch.arange(total, device=device)
+        query_Q1 = key_S[self.start + self.first :, None]
+        seen = (key_S <= query_Q1) if self.causal else torch.ones(len(query_Q1), total, dtype=torch.bool, device=device)
+        if window is not None:
+            seen = seen & ((query_Q1 - key_S).abs() < window)
+        seen = seen[None]
+        if self.document_BS is not None:
+            seen = seen & (self.document_BS[:, self.start + self.first :, None] == self.document_BS[:, None])
+        if self.valid_BS is not None:
+            seen = seen & self.valid_BS[:, None]
+        return (seen | (key_S == query_Q1))[:, None]
+
+
+def span_of(
+    x_BLD: Tensor,
+    valid_BL: Tensor | None = None,
+    document_BL: Tensor | None = None,
+    cache: Cache | None = None,
+    causal: bool = True,
+) -> Span:
+    """The span of a pass over ``x``. Raises `ZooError` for packed documents or an encoder with a cache."""
+    length, start = x_BLD.shape[1], 0 if cache is None else cache.length
+    if cache is not None and not causal:
+        raise ZooError("a stack with causal=false has no cache: later positions change what earlier ones say")
+    if cache is not None and document_BL is not None:
+        raise ZooError("packed documents cannot be decoded with a cache; give each document a row of its own")
+    all_valid = valid_BL
+    if cache is not None and (valid_BL is not None or cache.valid is not None):
+        new = x_BLD.new_ones(x_BLD.shape[:2], dtype=torch.bool) if valid_BL is None else valid_BL
+        old = new.new_ones(len(new), start) if cache.valid is None else cache.valid
+        cache.valid = all_valid = torch.cat([old, new], dim=1)
+    if all_valid is None:
+        position_BL = torch.arange(start, start + length, device=x_BLD.device)[None]
+    else:
+        position_BL = (all_valid.cumsum(1) - 1).clamp(min=0)[:, start:]
+    if document_BL is not None:
+        opens_BL = document_BL != torch.cat([document_BL[:, :1], document_BL[:, :-1]], dim=1)
+        position_BL = position_BL - torch.where(opens_BL, position_BL, 0).cummax(1).values
+    return Span(position_BL, length, start, 0, causal, all_valid, document_BL, cache)
