@@ -130,6 +130,37 @@ def test_model_equals_eager_also_after_reload(
     assert max(here, there) <= 1e-5
 
 
+def test_diffusion_gemma_equals_eager_also_after_reload(tmp_path: Path, calls: list[str]) -> None:
+    """Block diffusion: a prompt through the encoder, a canvas through the decoder; no causal language model."""
+    from transformers import DiffusionGemmaConfig
+    from transformers.models.diffusion_gemma.modeling_diffusion_gemma import DiffusionGemmaForBlockDiffusion as Model
+
+    text = TINY | dict(
+        num_experts=5, top_k_experts=2, moe_intermediate_size=12, layer_types=["sliding_attention", "full_attention"],
+        global_head_dim=8, num_global_key_value_heads=2,
+    )  # fmt: skip
+    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    vision = {"model_type": "gemma4_vision", "head_dim": 8} | {name: TINY[name] for name in sizes}
+    torch.manual_seed(1)
+    config = DiffusionGemmaConfig(text_config=text, vision_config=vision, canvas_length=4)
+    model = Model._from_config(config, experts_implementation="eager").eval()
+    ids = torch.randint(3, 48, (2, 11))
+
+    def result(model: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        model.zero_grad()
+        logits = model(input_ids=ids[:, 4:], decoder_input_ids=ids[:, :4]).logits
+        nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, :4].flatten()).backward()
+        return logits.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    wanted = result(model)
+    assert not calls and any("experts.gate_up_proj" in name for name in wanted[1])
+    model.set_experts_implementation("zoo")
+    assert worst(result(model), wanted) <= 1e-5 and calls
+    model.save_pretrained(tmp_path)
+    again = Model.from_pretrained(tmp_path, experts_implementation="zoo")
+    assert worst(result(again.eval()), wanted) <= 1e-5
+
+
 def decorated() -> dict[str, str]:
     """Class name -> module of every Experts class that transformers lets us switch."""
     found = {}
