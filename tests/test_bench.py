@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from zoo.bench.layer import SHAPES, Shape, bench_layer, parse_shape, too_slow
+from zoo.bench.layer import SHAPES, Shape, bench_layer, contenders, parse_shape, too_slow
 from zoo.bench.memory import saved_bytes
 from zoo.bench.model import parse_shape as parse_model
 from zoo.cli import app
@@ -26,6 +26,16 @@ def test_layer_document_and_saved_bytes() -> None:
     assert document["saved_bytes"]["zoo in HF"] == document["saved_bytes"]["zoo"] == document["minimum_bytes"]
     assert document["saved_bytes"]["HF grouped_mm"] > 2 * document["minimum_bytes"]
     assert {"load_average"} <= document["contention"].keys()
+
+
+def test_quantised_experts_are_timed_where_it_is_decoding() -> None:
+    rows = bench_layer("decode", Shape(4, 16, 8, 3, 2), True, 2)["results"]
+    timed = {(row["pass"], row["contender"]) for row in rows}
+    assert {("forward", "zoo int8"), ("forward", "zoo ternary")} <= timed
+    assert not {("forward+backward", "zoo int8"), ("forward+backward", "zoo ternary")} & timed
+    assert "zoo int8" not in contenders(Shape(40, 16, 8, 3, 2))
+    ternary = contenders(Shape(4, 18, 8, 3, 2))  # 18 is no multiple of 4
+    assert "zoo int8" in ternary and "zoo ternary" not in ternary
 
 
 def test_saved_bytes_counts_a_storage_once_and_no_parameter() -> None:

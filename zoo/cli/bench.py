@@ -28,7 +28,10 @@ def moe_command(
     json_: Json = False,
     out: Out = None,
 ) -> None:
-    """One layer of experts: zoo, Hugging Face's implementations, a dense layer, and the limit set by torch.mm."""
+    """One layer of experts: zoo, Hugging Face's implementations, a dense layer, and the limit set by torch.mm.
+
+    With at most 8 rows an expert (decoding), int8 and ternary experts as well: there the bytes of the weights decide.
+    """
 
     def measure() -> list[dict[str, Any]]:
         from zoo.bench.layer import SHAPES, bench_layer, parse_shape
