@@ -94,12 +94,14 @@ class DatasetSpec:
 
 @dataclass(frozen=True)
 class Input:
-    """One ``key=value`` of ``zoo predict``. ``default=None`` with ``required=False`` means it may be left out."""
+    """One ``key=value`` of ``zoo predict``. ``default=None`` with ``required=False`` means it may be left out; ``text``
+    is taken as it was typed, where other values are read as YAML."""
 
     name: str
     doc: str
     required: bool = False
     default: Any = None
+    text: bool = False
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,6 @@ def eval_command(
     section = data_section(name, tree)
     predictor = hub.load(name, device=device)
     data: Any = zc.build("data set", section)
-    for note in data.notes:
-        typer.echo(f"data: {note}", err=True)
     report = evaluate(predictor, section, split=split, batch_size=batch_size, limit=limit, data=data)
     folder = out or (Path(name) / "eval" if Path(name).is_dir() else Path("runs") / "eval" / name)
     files = write(report, predictor, data, out_folder(folder), plots=plot)

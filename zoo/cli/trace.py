@@ -61,6 +61,7 @@ def _trace(name: str, tree: zc.Tree, folder: Path) -> RoutingTrace:
     section = data_section(name, tree, "trace", ("logits",))
     predictor = hub.load(name, device=device)
     data: Any = zc.build("data set", section)
+    predictor.task.match(predictor.model, data, predictor.preprocessing)
     for note in data.notes:
         typer.echo(f"data: {note}", err=True)
     dataset = data.split(split)

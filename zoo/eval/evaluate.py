@@ -61,6 +61,8 @@ def evaluate(
     """
     if data is None:
         data = zc.build("data set", data_config)
+    predictor.task.match(predictor.model, data, predictor.preprocessing)
+    if not quiet:
         for note in data.notes:
             print(f"data: {note}", file=sys.stderr)
     dataset: Any = data.split(split)
@@ -70,6 +72,9 @@ def evaluate(
         dataset = torch.utils.data.Subset(dataset, spread(len(dataset), limit))
     task, device = predictor.task, predictor.model.device
     models = {"": predictor.model, **(task.rivals(data.preprocessing) if rivals else {})}
+    for rival in models.values():
+        if rival is not predictor.model and callable(fit := getattr(rival, "fit", None)):
+            fit(data.split("train"), data.split("val"))
     metrics = {name: task.metrics().to(device) for name in models}
     load, start = ExpertLoad(), time.perf_counter()
     loader = DataLoader(dataset, batch_size=batch_size, collate_fn=getattr(data, "collate", None))

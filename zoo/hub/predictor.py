@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,18 @@ class Predictor:
     def predict(self, *ordered: Any, **inputs: Any) -> Any:
         """The task's result for its inputs, by name, or in the order in which the task declares them. Raises `ZooError`
         for an input that is unknown, missing or given twice."""
+        given = self._given(ordered, inputs)
+        with torch.no_grad():
+            return self.task.predict(self.model, self.preprocessing, given)
+
+    def stream(self, *ordered: Any, **inputs: Any) -> Iterator[str] | None:
+        """Pieces of text as they come, of a generator whose value is the result of `predict`; None when the task has no
+        text to stream. Raises like `predict`."""
+        given = self._given(ordered, inputs)
+        pieces: Iterator[str] | None = self.task.stream(self.model, self.preprocessing, given)
+        return pieces
+
+    def _given(self, ordered: Sequence[Any], inputs: dict[str, Any]) -> dict[str, Any]:
         if len(ordered) > len(self.inputs):
             raise ZooError(f"{self.name} has {len(self.inputs)} inputs ({', '.join(self.inputs)}), not {len(ordered)}")
         for key, value in zip(self.inputs, ordered, strict=False):
@@ -44,9 +57,7 @@ class Predictor:
         if missing := [i for i in self.inputs.values() if i.required and i.name not in inputs]:
             what = ", ".join(f"{i.name}=... ({i.doc})" if i.doc else f"{i.name}=..." for i in missing)
             raise ZooError(f"{self.name} needs {what}")
-        given = {name: inputs.get(name, i.default) for name, i in self.inputs.items()}
-        with torch.no_grad():
-            return self.task.predict(self.model, self.preprocessing, given)
+        return {name: inputs.get(name, i.default) for name, i in self.inputs.items()}
 
     def write(self, result: Any, out: str | Path) -> list[Path]:
         """Write a result of `predict` as files into the folder ``out``; returns their paths."""

@@ -65,13 +65,17 @@ def train(tree: zc.Tree, folder: Path, *, fast_dev_run: bool = False, quiet: boo
         on_device(recipe.device)  # refuses one that is not there
     L.seed_everything(recipe.seed, workers=True, verbose=False)
     data: Data = zc.build("data set", recipe.data)
-    for note in data.notes:
-        print(f"data: {note}", file=sys.stderr)
     task: Task = zc.build("task", recipe.task)
     model = hub.create_model(recipe.model["name"], **{k: v for k, v in recipe.model.items() if k != "name"})
+    trained: dict[str, Any] = {}
     if recipe.init:
-        hub.folder.fill(model, hub.folder.unique_state(hub.load(recipe.init).model), recipe.init)
+        start = hub.load(recipe.init)
+        hub.folder.fill(model, hub.folder.unique_state(start.model), recipe.init)
+        trained = start.preprocessing
+    task.match(model, data, trained)
     freeze(model, recipe.freeze)
+    for note in data.notes:
+        print(f"data: {note}", file=sys.stderr)
     if fast_dev_run:
         recipe.train.steps, recipe.train.val_every, recipe.train.val_batches = 1, 1, 1
         recipe.train.batch_size, recipe.train.eval_batch_size = min(2, recipe.train.batch_size), 2

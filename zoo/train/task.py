@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -54,6 +54,13 @@ class Task:
     def __init__(self, config: Any) -> None:
         self.config = config
 
+    def match(self, model: nn.Module, data: Data, trained: Mapping[str, Any]) -> None:
+        """Called once before a training or an evaluation: make the data speak as the model was trained, or refuse them.
+
+        Args:
+            trained: the preprocessing saved with the model's weights; empty for a new model.
+        """
+
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
         """The training loss of a batch, with the routing that led to it."""
         raise TypeError(f"{type(self).__name__} defines no loss, so its models cannot be trained")
@@ -67,7 +74,8 @@ class Task:
         raise TypeError(f"{type(self).__name__} defines no evaluation")
 
     def rivals(self, preprocessing: Mapping[str, Any]) -> dict[str, nn.Module]:
-        """Models that need no training and stand beside ours in every evaluation."""
+        """Models that need no training and stand beside ours in every evaluation. Those with a ``fit(train, val)``
+        are fitted to the data's splits first."""
         return {}
 
     def conclude(
@@ -84,6 +92,12 @@ class Task:
     def predict(self, model: nn.Module, preprocessing: Mapping[str, Any], inputs: Mapping[str, Any]) -> Any:
         """Answer a user's inputs (those of the `TaskSpec`)."""
         raise TypeError(f"{type(self).__name__} defines no prediction")
+
+    def stream(
+        self, model: nn.Module, preprocessing: Mapping[str, Any], inputs: Mapping[str, Any]
+    ) -> Iterator[str] | None:
+        """Like `predict`, for answers that come as text in pieces: a generator whose value is `predict`'s result."""
+        return None
 
     def write(self, result: Any, out: Path) -> list[Path]:
         """Write what `predict` returned into a folder; returns the files."""

@@ -17,6 +17,8 @@ import torch
 
 from zoo.config import at_least
 from zoo.spec import ZooError
+from zoo_language.data.vocabulary import Byte, saved
+from zoo_language.data.windows import Windows
 
 DOMAINS = ("python", "cpp", "prose", "records")
 
@@ -39,29 +41,22 @@ class Bytes:
             raise ZooError(f"context={config.context} leaves too few windows of the byte corpus; lower it")
         digest = hashlib.sha256(b"".join(text.tobytes() for text in self.text)).hexdigest()[:16]
         self.notes = [f"byte corpus of {sum(map(len, self.text)):,} bytes, sha256 {digest}"]
-        self.preprocessing: dict[str, Any] = {"tokenizer": "bytes", "context": config.context, "corpus": digest}
+        self.preprocessing: dict[str, Any] = {
+            "vocabulary": saved(Byte(Byte.Config())),
+            "context": config.context,
+            "corpus": digest,
+        }
 
     def split(self, name: str) -> Windows:
         low, high = {"train": (0.0, 0.9), "val": (0.9, 0.95), "test": (0.95, 1.0)}[name]
-        return Windows([t[int(low * len(t)) : int(high * len(t))] for t in self.text], self.config.context)
-
-
-class Windows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-    """Item: ``tokens`` (context + 1,) and ``domain`` (context + 1,), neighbouring windows sharing one token."""
-
-    def __init__(self, texts: list[np.ndarray[Any, Any]], context: int) -> None:
-        self.texts, self.context = texts, context
-        self.places = [
-            (domain, start) for domain, t in enumerate(texts) for start in range(0, len(t) - context, context)
-        ]
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, item: int) -> dict[str, torch.Tensor]:
-        domain, start = self.places[item]
-        tokens = torch.from_numpy(self.texts[domain][start : start + self.context + 1].astype(np.int64))
-        return {"tokens": tokens, "domain": torch.full_like(tokens, domain)}
+        texts = [t[int(low * len(t)) : int(high * len(t))] for t in self.text]
+        context, offset, starts = self.config.context, 0, []
+        for text in texts:
+            starts.append(np.arange(offset, offset + len(text) - context, context))
+            offset += len(text)
+        domain_N = np.repeat(np.arange(len(texts), dtype=np.int32), [len(t) for t in texts])
+        columns = {"tokens": np.concatenate(texts), "bytes": np.ones(offset, np.uint8), "domain": domain_N}
+        return Windows(columns, np.concatenate(starts), context)
 
 
 def _read(domain: str, size: int) -> bytes:

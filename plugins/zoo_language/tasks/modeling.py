@@ -1,19 +1,34 @@
-"""Next-token prediction: the objective and its metrics.
+"""Next-token prediction: the objective, its metrics, and text from a prompt.
 
 Shapes: B sequences, L positions, V vocabulary.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torchmetrics import MeanMetric, MetricCollection
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
 
+from zoo.hub import create_model
+from zoo.spec import ZooError
 from zoo.train.task import Batch, Loss, Task
+from zoo_language.data.vocabulary import restore
+from zoo_language.generation import generate, spell
+from zoo_language.tasks.scores import TokenScores
+
+
+class Generation(NamedTuple):
+    """What `Modeling.predict` returns: the prompt and the text that goes on from it."""
+
+    prompt: str
+    text: str
+    notes: list[str]
 
 
 class Modeling(Task):
@@ -21,6 +36,7 @@ class Modeling(Task):
 
     Args (config):
         z_loss: coefficient of the mean squared log-sum-exp of the head's logits (as ST-MoE, arXiv:2202.08906, eq. 5).
+        rivals: orders of the n-gram models that stand beside ours in every evaluation, fitted to the train split.
     """
 
     monitor = "loss"
@@ -28,6 +44,24 @@ class Modeling(Task):
     @dataclass
     class Config:
         z_loss: float = 0.0
+        rivals: list[int] = field(default_factory=lambda: [1, 2, 5])
+
+    def match(self, model: Any, data: Any, trained: Mapping[str, Any]) -> None:
+        """A trained model keeps its vocabulary on other texts. Raises `ZooError` when the two do not fit."""
+        ours, theirs = trained.get("vocabulary"), data.preprocessing["vocabulary"]
+        if ours and ours != theirs:
+            if not callable(getattr(data, "use", None)):
+                raise ZooError(
+                    f"the model was trained with vocabulary {ours['name']}, the data have {theirs['name']}; "
+                    "choose data that can be read with the model's, such as data=language/text data.path=FILE"
+                )
+            data.use(restore(ours))
+        size, rows = restore(data.preprocessing["vocabulary"]).size, model.config.vocab_size
+        if size > rows:
+            raise ZooError(
+                f"the data's vocabulary has {size} tokens and the model {rows}; set model.vocab_size={size}, "
+                "or choose another data.vocabulary"
+            )
 
     def loss(self, model: Any, batch: Batch) -> Loss:
         inputs, target_BL, counts_BL = self._shift(batch)
@@ -39,12 +73,69 @@ class Modeling(Task):
         return Loss(loss + z_loss, out.routing, {"cross_entropy": loss, "head_z": z_loss})
 
     def metrics(self) -> MetricCollection:
-        """``loss`` in nats a token."""
-        return MetricCollection({"loss": MeanMetric()})
+        """See `TokenScores`."""
+        return MetricCollection({"scores": TokenScores()})
 
     def update(self, metrics: MetricCollection, model: Any, batch: Batch) -> None:
         inputs, target_BL, counts_BL = self._shift(batch)
-        metrics["loss"].update(_nats(model(**inputs).logits_BLV, target_BL)[counts_BL])
+        logits_BLV = model(**inputs).logits_BLV
+        correct_BL = logits_BLV.argmax(-1) == target_BL
+        widths_BL = batch["bytes"][:, 1:]
+        metrics["scores"].update(_nats(logits_BLV, target_BL)[counts_BL], correct_BL[counts_BL], widths_BL[counts_BL])
+
+    def rivals(self, preprocessing: Mapping[str, Any]) -> dict[str, nn.Module]:
+        size = restore(preprocessing["vocabulary"]).size
+        return {
+            f"{order}-gram": create_model("language/ngram", order=order, vocab_size=size)
+            for order in self.config.rivals
+        }
+
+    def stream(self, model: Any, preprocessing: Mapping[str, Any], inputs: Mapping[str, Any]) -> Iterator[str]:
+        """The text after a prompt, in pieces; the generator's value is the `Generation`."""
+        if "vocabulary" not in preprocessing:
+            raise ZooError("the model was saved without a vocabulary, so it reads no text; train it with `zoo train`")
+        vocabulary = restore(preprocessing["vocabulary"])
+        prompt, stop = inputs["prompt"], inputs["stop"]
+        for name, kind in (("prompt", str), ("max_tokens", int), ("temperature", float), ("top_p", float)):
+            value = inputs[name]
+            if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
+                raise ZooError(f"{name}={value!r} is not a {'text' if kind is str else kind.__name__}")
+        tokens = vocabulary.encode(prompt).tokens_N.tolist()
+        if not tokens:
+            if vocabulary.end is None:
+                raise ZooError(
+                    "prompt is empty, and the vocabulary has no token to start from; give a character or more"
+                )
+            tokens = [vocabulary.end]
+        generator = torch.Generator(model.device).manual_seed(inputs["seed"])
+        drawn = generate(
+            model,
+            torch.tensor([tokens], device=model.device),
+            max_tokens=inputs["max_tokens"],
+            temperature=inputs["temperature"],
+            top_p=inputs["top_p"],
+            generator=generator,
+            use_cache=getattr(model, "keeps_cache", True),
+        )
+        text = ""
+        for piece in spell(vocabulary, (int(token_B) for token_B in drawn), stop):
+            text += piece
+            yield piece
+        return Generation(prompt, text, [])
+
+    def predict(self, model: Any, preprocessing: Mapping[str, Any], inputs: Mapping[str, Any]) -> Generation:
+        """The text after a prompt."""
+        pieces = self.stream(model, preprocessing, inputs)
+        while True:
+            try:
+                next(pieces)
+            except StopIteration as end:
+                return end.value
+
+    def write(self, result: Generation, out: Path) -> list[Path]:
+        """``generation.txt``: the prompt and what follows."""
+        (out / "generation.txt").write_text(result.prompt + result.text, encoding="utf-8")
+        return [out / "generation.txt"]
 
     @staticmethod
     def _shift(batch: Batch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
