@@ -379,3 +379,12 @@ def test_a_gap_in_the_context_has_its_times_worked_out(tmp_path):
     context = frame_to_context(frame, open_csv(tmp_path, frame).preprocessing, 1)
     assert list(context.past_time[0]) == list(pd.date_range("2001-01-31", periods=60, freq="ME")[-CONTEXT:])
     assert context.past_valid.all()
+
+
+def test_scored_windows_may_lie_apart(tmp_path):
+    every, some = (open_csv(tmp_path, hourly(), score_every=n).split("test") for n in (1, HORIZON))
+    assert len(every) == 3 * (80 - HORIZON + 1) and len(some) == 3 * (80 // HORIZON)
+    assert torch.equal(some[1]["future"], every[HORIZON]["future"])
+    assert len(open_csv(tmp_path, hourly(), score_every=HORIZON).split("train")) == len(
+        open_csv(tmp_path, hourly()).split("train")
+    )

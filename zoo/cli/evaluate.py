@@ -20,7 +20,8 @@ def eval_command(
 ) -> None:
     """Evaluate a model beside its rivals. Data are those of its recipe unless data=... names others.
 
-    Also: device=cpu|cuda split=test batch_size=256 limit=N (that many items, spread over the split).
+    Also: device=cpu|cuda split=test batch_size=256 limit=N (that many items, spread over the split);
+    suite=plugin/name over many data sets (only=TEXT: those whose label contains it).
     """
     from zoo import config as zc
     from zoo import hub
@@ -30,6 +31,13 @@ def eval_command(
     tree = zc.from_dotlist(overrides or [])
     device, split = pop(tree, "device", "cpu"), pop(tree, "split", "test")
     batch_size, limit = pop(tree, "batch_size", 256), pop(tree, "limit", None)
+    if "suite" in tree:
+        from zoo.cli.suite import suite_command
+
+        files = suite_command(name, tree, device, batch_size, limit, out, as_json)
+        for file in files:
+            typer.echo(f"wrote {file}")
+        return
     section = data_section(name, tree)
     predictor = hub.load(name, device=device)
     data: Any = zc.build("data set", section)

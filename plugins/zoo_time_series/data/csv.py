@@ -24,6 +24,7 @@ class Csv(SeriesDataset):
         context: int = 512
         horizon: int = 96
         stride: int = 1
+        score_every: int = 1
         calendar: bool = False
         known: list[str] = field(default_factory=list)  # columns known in advance: covariates, no series
         static: list[str] = field(default_factory=list)  # columns of a long table that say something of a series
@@ -47,6 +48,7 @@ class Csv(SeriesDataset):
             context=config.context,
             horizon=config.horizon,
             stride=config.stride,
+            score_every=config.score_every,
             calendar=config.calendar,
             season=config.season,
         )

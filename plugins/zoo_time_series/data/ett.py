@@ -29,6 +29,7 @@ class Ett(SeriesDataset):
         context: int = 512
         horizon: int = 96
         stride: int = 1
+        score_every: int = 1
         calendar: bool = False
 
     def __init__(self, config: Config) -> None:
@@ -46,5 +47,6 @@ class Ett(SeriesDataset):
             context=config.context,
             horizon=config.horizon,
             stride=config.stride,
+            score_every=config.score_every,
             calendar=config.calendar,
         )

@@ -39,6 +39,7 @@ class LongHorizon(SeriesDataset):
         context: int = 512
         horizon: int = 96
         stride: int = 1
+        score_every: int = 1
         calendar: bool = False
 
     def __init__(self, config: Config) -> None:
@@ -64,5 +65,6 @@ class LongHorizon(SeriesDataset):
             context=config.context,
             horizon=config.horizon,
             stride=config.stride,
+            score_every=config.score_every,
             calendar=config.calendar,
         )

@@ -24,6 +24,7 @@ class Statsmodels(SeriesDataset):
         context: int = 104
         horizon: int = 26
         stride: int = 1
+        score_every: int = 1
         calendar: bool = False
         split: list[float] = field(default_factory=lambda: [0.7, 0.1, 0.2])
 
@@ -48,6 +49,7 @@ class Statsmodels(SeriesDataset):
             context=config.context,
             horizon=config.horizon,
             stride=config.stride,
+            score_every=config.score_every,
             calendar=config.calendar,
             season=SEASON[config.series],
         )

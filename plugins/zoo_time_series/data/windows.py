@@ -181,7 +181,9 @@ class SeriesDataset:
         panel: the series; notes of what was filled or dropped on reading are carried on.
         bounds_S3: for each series the row at which train, val and test end.
         context, horizon: points before and after a forecast origin.
-        stride: rows between two train windows; val and test score every window.
+        stride: rows between two train windows.
+        score_every: rows between two val and two test windows: 1 scores every window, the horizon those that do not
+            overlap.
         season: rows a season; None takes the frequency's own.
         calendar: give every point its hour, weekday, day of month and day of year, for models that take covariates.
         scale_end_S: where the history ends that scales MASE; by default with the train part.
@@ -205,8 +207,10 @@ class SeriesDataset:
         season: int | None = None,
         calendar: bool = False,
         scale_end_S: np.ndarray | None = None,
+        score_every: int = 1,
     ) -> None:
-        for name, value in (("context", context), ("horizon", horizon), ("stride", stride), ("season", season or 1)):
+        counts = {"context": context, "horizon": horizon, "stride": stride, "season": season or 1}
+        for name, value in {**counts, "score_every": score_every}.items():
             if value < 1:
                 raise ZooError(f"data setting {name}={value} must be at least 1")
         self.notes = list(panel.notes)
@@ -226,7 +230,10 @@ class SeriesDataset:
         )
         covariates = Covariates(calendar=calendar).fit(panel, bounds_S3[:, 0])
         self.store.covariates_NC = covariates.of(panel)
-        self._windows = {name: self._window(name, bounds_S3, stride) for name in ("train", "val", "test")}
+        self._windows = {
+            name: self._window(name, bounds_S3, stride if name == "train" else score_every)
+            for name in ("train", "val", "test")
+        }
         for name, windows in self._windows.items():
             if len(windows) == 0:
                 raise ZooError(f"the {name} part holds no window of horizon {horizon}; lower horizon or give more rows")
@@ -294,7 +301,7 @@ class SeriesDataset:
             spare_S = np.maximum(1, (train_S - first_S - horizon) // 2)
             origin_S, stop_S = first_S + np.minimum(context, spare_S), train_S
         else:
-            (origin_S, stop_S), stride = ((train_S, val_S) if name == "val" else (val_S, test_S)), 1
+            origin_S, stop_S = (train_S, val_S) if name == "val" else (val_S, test_S)
         count_S = np.maximum(0, (stop_S - horizon - origin_S) // stride + 1)
         return WindowDataset(self.store, origin_S, count_S, stride)
 
