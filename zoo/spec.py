@@ -44,7 +44,8 @@ class Importer:
 
     ``keys`` maps a foreign key pattern to ours, with named fields: ``"model.layers.{n}.mlp.gate.weight"``. A pattern of
     ours that ends in ``[{e}]`` stacks the foreign tensors along a new first dimension; ``[{e}, :half]`` and
-    ``[{e}, half:]`` write the two halves of a gated matrix.
+    ``[{e}, half:]`` write the two halves of a gated matrix. A foreign pattern that ends in ``[{n}]`` or ``[0]`` takes
+    the rows of a foreign tensor apart.
     """
 
     config: Mapping[str, str]

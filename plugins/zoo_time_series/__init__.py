@@ -2,11 +2,14 @@
 
 from zoo.spec import API, DatasetSpec, Input, ModelSpec, PartSpec, Plugin, TaskSpec, Weights
 from zoo_time_series.data.files import ETT, LONG_HORIZON, M4_FILES
-from zoo_time_series.importers import TIME_MOE
+from zoo_time_series.importers import MOIRAI_MOE, TIME_MOE
 
 _TIME_MOE = "zoo_time_series.models.time_moe:TimeMoE"
 _PAPER = "Time-MoE, arXiv:2409.16040"
 _PUBLIC = "Time-300B"
+_MOIRAI = "zoo_time_series.models.moirai_moe:MoiraiMoE"
+_MOIRAI_PAPER = "Moirai-MoE, arXiv:2410.10469"
+_LOTSA = "LOTSA"
 _PATCH = "zoo_time_series.models.patch_encoder:PatchEncoder"
 _HEADS = "zoo_time_series.blocks.heads"
 
@@ -58,6 +61,39 @@ plugin = Plugin(
             "forecasting",
             "2.4B parameters, 1.1B active: described in the paper, weights not released",
             _PAPER,
+        ),
+        ModelSpec(
+            "moirai_moe_tiny",
+            _MOIRAI,
+            "forecasting",
+            "Moirai-MoE at a size that trains on a laptop",
+            _MOIRAI_PAPER,
+        ),
+        ModelSpec(
+            "moirai_moe_small",
+            _MOIRAI,
+            "forecasting",
+            "117M parameters, 11M active: published as moirai-moe-1.0-R-small",
+            _MOIRAI_PAPER,
+            pretrained={
+                "salesforce": Weights(
+                    "hf-hub:Salesforce/moirai-moe-1.0-R-small", data=_LOTSA, licence="CC-BY-NC-4.0", importer="public"
+                )
+            },
+            importers={"public": MOIRAI_MOE},
+        ),
+        ModelSpec(
+            "moirai_moe_base",
+            _MOIRAI,
+            "forecasting",
+            "935M parameters, 86M active: published as moirai-moe-1.0-R-base",
+            _MOIRAI_PAPER,
+            pretrained={
+                "salesforce": Weights(
+                    "hf-hub:Salesforce/moirai-moe-1.0-R-base", data=_LOTSA, licence="CC-BY-NC-4.0", importer="public"
+                )
+            },
+            importers={"public": MOIRAI_MOE},
         ),
         ModelSpec("naive", "zoo_time_series.models.baselines:Naive", "forecasting", "repeats the last value"),
         ModelSpec(

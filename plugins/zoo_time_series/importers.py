@@ -63,3 +63,69 @@ TIME_MOE = Importer(
         "lm_heads.{h}.out_layer.weight": "heads.{h}.weight",
     },
 )
+
+_LAYER, _OUR_LAYER = "encoder.layers.{n}", "layers.{n}"
+_PARAMETERS = {0: ("df", "loc", "scale"), 1: ("loc",), 2: ("total_count", "logits"), 3: ("loc", "scale")}
+
+MOIRAI_MOE = Importer(
+    # One patch size; the checkpoint's keys say which distributions are mixed.
+    expect={"patch_sizes": [16], "scaling": True},
+    config={"hidden_size": "d_model", "num_layers": "num_layers", "moe.experts.intermediate_size": "d_ff"},
+    fixed={
+        "patch": 16,
+        "scaling": True,
+        "norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "components": ["student_t", "normal", "negative_binomial", "log_normal"],
+        "moe.num_experts": 32,
+        "moe.router.name": "composed",
+        # The released gate takes the two centroids that are farthest.
+        "moe.router.scorer": {"name": "centroid", "sign": 1},
+        "moe.router.activation": {"name": "identity"},
+        "moe.router.selector": {"name": "topk", "k": 2},
+        "moe.router.weigher": {"name": "chosen_softmax"},
+        "moe.experts.name": "swiglu",
+    },
+    preprocessing={
+        "context": 512,
+        "horizon": 96,
+        "columns": [],
+        "mean": [],
+        "std": [],
+        "season": 1,
+        "frequency": "many frequencies",
+    },
+    keys={
+        **{
+            f"{part}.{kind}[0]": f"{part}.{kind}"
+            for part in ("in_proj", "feat_proj", "res_proj")
+            for kind in ("weight", "bias")
+        },
+        **{
+            f"{_LAYER}.self_attn.{theirs}.weight": f"{_OUR_LAYER}.attention.{ours}.weight"
+            for theirs, ours in (
+                ("q_proj", "q_proj"),
+                ("k_proj", "k_proj"),
+                ("v_proj", "v_proj"),
+                ("out_proj", "o_proj"),
+                ("q_norm", "q_norm"),
+                ("k_norm", "k_norm"),
+            )
+        },
+        f"{_LAYER}.self_attn.var_attn_bias.emb.weight": f"{_OUR_LAYER}.variate_bias",
+        f"{_LAYER}.norm1.weight": f"{_OUR_LAYER}.attention_norm.weight",
+        f"{_LAYER}.norm2.weight": f"{_OUR_LAYER}.moe_norm.weight",
+        "encoder.centroid[{n}]": f"{_OUR_LAYER}.moe.router.scorer.centroid_ED",
+        f"{_LAYER}.ffn.experts.{{e}}.fc_gate.weight": f"{_OUR_LAYER}.moe.experts.gate_up_proj[{{e}}, :half]",
+        f"{_LAYER}.ffn.experts.{{e}}.fc1.weight": f"{_OUR_LAYER}.moe.experts.gate_up_proj[{{e}}, half:]",
+        f"{_LAYER}.ffn.experts.{{e}}.fc2.weight": f"{_OUR_LAYER}.moe.experts.down_proj[{{e}}]",
+        "encoder.norm.weight": "norm.weight",
+        **{f"param_proj.proj.weights_logits.{kind}[0]": f"head.weights.{kind}" for kind in ("weight", "bias")},
+        **{
+            f"param_proj.proj.components.{k}.{name}.{kind}[0]": f"head.components.{k}.{name}.{kind}"
+            for k, names in _PARAMETERS.items()
+            for name in names
+            for kind in ("weight", "bias")
+        },
+    },
+)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def imported(entry: registry.Entry, chosen: Importer, tree: zc.Tree, tensors: An
     assert node is not None
 
     def fill(model: nn.Module) -> None:
-        fmt.copy_all(places(chosen, model), tensors(), where)
+        fmt.copy_all(places(chosen, model), Rows(tensors(), chosen.keys), where)
 
     tree = {key: value for key, value in node.items() if key != "name"}
     return fmt.Saved(entry.name, tree, fill, preprocessing=dict(chosen.preprocessing))
@@ -103,6 +103,29 @@ def places(chosen: Importer, model: nn.Module) -> dict[str, tuple[str, Tensor]]:
         if covered != parameter.numel():
             raise ValueError(f"importer: its keys fill {covered} of the {parameter.numel()} values of '{key}'")
     return wanted
+
+
+class Rows(Mapping[str, Tensor]):
+    """Foreign tensors, those that an importer names with ``[{n}]`` or ``[0]`` row by row: ``centroid[0]``, ..."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], patterns: Iterable[str]) -> None:
+        cut = [_pattern(p.rpartition("[")[0]) for p in patterns if p.endswith("]")]
+        self.tensors, self.home = tensors, dict[str, tuple[str, int | None]]()
+        for key in tensors:
+            if any(p.fullmatch(key) for p in cut) and tensors[key].dim():
+                self.home |= {f"{key}[{row}]": (key, row) for row in range(len(tensors[key]))}
+            else:
+                self.home[key] = (key, None)
+
+    def __getitem__(self, key: str) -> Tensor:
+        home, row = self.home[key]
+        return self.tensors[home] if row is None else self.tensors[home][row]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.home)
+
+    def __len__(self) -> int:
+        return len(self.home)
 
 
 def _pattern(key: str) -> re.Pattern[str]:

@@ -37,14 +37,22 @@ class Attention(nn.Module):
             mask: boolean (True: seen) or additive, broadcast to (B, H, N, M).
             turn: rotary embedding of queries and keys, (B, H, N, C) to itself.
         """
+        return self.attend(*self.project(x_BND, memory_BMD, turn), mask)
+
+    def project(
+        self, x_BND: Tensor, memory_BMD: Tensor | None = None, turn: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, H, N, C), keys and values (B, H, M, C)."""
         memory_BMD = x_BND if memory_BMD is None else memory_BMD
         q, k, v = (
             proj(states).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for proj, states in ((self.q_proj, x_BND), (self.k_proj, memory_BMD), (self.v_proj, memory_BMD))
         )
         q, k = self.q_norm(q), self.k_norm(k)
-        if turn is not None:
-            q, k = turn(q), turn(k)
-        y_BHNC = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return (q, k, v) if turn is None else (turn(q), turn(k), v)
+
+    def attend(self, q_BHNC: Tensor, k_BHMC: Tensor, v_BHMC: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, N, D): values weighed by queries and keys."""
+        y_BHNC = F.scaled_dot_product_attention(q_BHNC, k_BHMC, v_BHMC, attn_mask=mask)
         y: Tensor = self.o_proj(y_BHNC.transpose(1, 2).flatten(2))
         return y
