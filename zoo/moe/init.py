@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
+from zoo.moe import shared
 from zoo.moe.experts import MLP, View
 from zoo.moe.layer import MoE
 from zoo.spec import ZooError
@@ -29,6 +30,27 @@ def specialists(moe: MoE, dense: Sequence[View]) -> None:
         raise ZooError(f"{len(dense)} dense layers cannot become num_experts={moe.num_experts}; give one for each")
     for e, view in enumerate(dense):
         moe.experts.write(e, view)
+
+
+@torch.no_grad()
+def beside(moe: MoE, dense: View, noise: float = 0.0) -> None:
+    """The shared expert becomes the dense layer, which ``shared.frozen`` keeps as it is, and every expert a clone,
+    for what they may add (MoTE: ternary clones beside the frozen layer)."""
+    if not isinstance(moe.shared, shared.SwiGLU) or set(dense) != {"gate_up_proj", "down_proj"}:
+        raise ZooError("a dense layer beside its clones needs moe.shared.name=swiglu")
+    gate, up = dense["gate_up_proj"].chunk(2)
+    for linear, weight in (
+        (moe.shared.gate_proj, gate),
+        (moe.shared.up_proj, up),
+        (moe.shared.down_proj, dense["down_proj"]),
+    ):
+        if linear.weight.shape != weight.shape:
+            wanted, given = linear.out_features, len(gate)
+            raise ZooError(
+                f"the shared expert is not as wide as the dense layer ({wanted}); set intermediate_size={given}"
+            )
+        linear.weight.copy_(weight)
+    clone(moe, dense, noise)
 
 
 @torch.no_grad()
