@@ -30,19 +30,20 @@ def control(kind: str | None, tree: zc.Tree) -> zc.Tree:
     parameters equal; ``random_router``: the routers stay as they were initialised. Raises `ZooError` where that
     cannot be.
     """
-    tree = copy.deepcopy(tree)
-    found = list(_mixtures(tree["model"]))
-    if not found:
-        raise ZooError(f"model '{tree['model']['name']}' has no mixture to make a control of; write the contestant out")
+    name = tree["model"]["name"]
     if kind == "random_router":
-        tree["freeze"] = [*tree["freeze"], "*.router.*"]
-        return tree
+        return {**tree, "freeze": [*tree["freeze"], "*.router.*"]}
     wanted = "flops" if kind == "dense" else "parameters"
     target = getattr(size(tree), wanted)
-    low, high = (getattr(size(_dense(tree, width)), wanted) for width in (1, 2))  # both are linear in the width
-    width = 1 + round((target - low) / max(1, high - low))
+    try:
+        low, high = (getattr(size(_dense(tree, width)), wanted) for width in (1, 2))  # both are linear in the width
+    except ZooError as error:
+        raise ZooError(f"it cannot be made of the layers of '{name}' ({error}); write the contestant out") from error
+    if low == high:
+        raise ZooError(f"model '{name}' has no mixture to make it of; write the contestant out")
+    width = 1 + round((target - low) / (high - low))
     if width < 1:
-        raise ZooError(f"no dense model is so small that its {wanted} equal those of the system; write it out")
+        raise ZooError(f"no dense model of '{name}' is so small; write the contestant out")
     return _dense(tree, width)
 
 
