@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from zoo.spec import DatasetSpec, Input, ModelSpec, PartSpec, Plugin, TaskSpec
 from zoo_language.data.files import GSM8K, SHAKESPEARE, WIKITEXT
+from zoo_language.systems import MODELS
 
-DECODER = "zoo_language.models.decoder:Decoder"
 _VOCABULARY = "zoo_language.data.vocabulary"
 
 plugin = Plugin(
     api=1,
     doc="mixture-of-experts language models",
     models=(
-        ModelSpec("mixtral_tiny", DECODER, "modeling", "Mixtral at a size that trains here", "arXiv:2401.04088"),
+        *MODELS,
         ModelSpec("ngram", "zoo_language.models.ngram:Ngram", "modeling", "interpolated Kneser-Ney: the baseline"),
     ),
     datasets=(
