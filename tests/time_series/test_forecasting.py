@@ -84,6 +84,19 @@ def test_objective(objective: str, wanted: float) -> None:
     assert float(loss) == pytest.approx(wanted * 2 / 3), "the mean over heads, each over its valid targets"
 
 
+@pytest.mark.parametrize(("objective", "wanted"), [("mae", 5 / 3), ("smape", 2 * (2 / 26 + 4 / 24 + 2 / 6) / 3)])
+@pytest.mark.parametrize("window_norm", [False, True])
+def test_objectives_in_units(objective: str, wanted: float, window_norm: bool) -> None:
+    class Said(Says):
+        def training_predictions(self, past: Tensor, valid: Tensor, future: Tensor, future_valid: Tensor) -> Any:
+            # the forecast 2, 0 of the windows 1, 3 (mean 2, deviation 1) and 2 (mean 2, no deviation of its own)
+            said = torch.tensor([[2.0, 0.0], [2.0, 0.0]]) - (2.0 if window_norm else 0.0)
+            return [Prediction(said, future, future_valid)], ()
+
+    loss = task(objective=objective, window_norm=window_norm).loss(Said(torch.zeros(1, 2)), batch()).loss
+    assert float(loss) == pytest.approx(wanted), "original units 14 for 12, 10 for 14, 2 for 4"
+
+
 PREPROCESSING = {
     "context": 16, "horizon": 4, "season": 7, "frequency": "D", "columns": ["a"], "mean": [10.0], "std": [2.0],
 }  # fmt: skip

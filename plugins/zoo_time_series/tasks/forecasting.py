@@ -37,8 +37,9 @@ LEVELS = [q / 10 for q in range(1, 10)]
 
 class Forecasting(Task):
     """Args (config):
-    objective: ``huber`` (delta below) or ``mse``, averaged over heads, each over its valid targets. A model of
-        quantiles is trained with the pinball loss instead, one of a distribution with its negative log-likelihood.
+    objective: ``huber`` (delta below), ``mse``, ``mae``, or ``smape`` (of values in the data's own units, from 0 to 2),
+        averaged over heads, each over its valid targets. A model of quantiles is trained with the pinball loss
+        instead, one of a distribution with its negative log-likelihood.
     window_norm: give the model windows standardised by their own valid past points, and undo it on what it says.
     rivals: models beside ours in every evaluation.
     monitor: the validation metric that decides which checkpoint is kept.
@@ -46,7 +47,7 @@ class Forecasting(Task):
 
     @dataclass
     class Config:
-        objective: Literal["huber", "mse"] = "huber"
+        objective: Literal["huber", "mse", "mae", "smape"] = "huber"
         delta: float = 2.0
         window_norm: bool = True
         rivals: list[str] = field(default_factory=lambda: ["time_series/naive", "time_series/seasonal_naive"])
@@ -68,6 +69,9 @@ class Forecasting(Task):
         )
         losses = []
         for head in heads:
+            if self.config.objective == "smape" and not model.levels:
+                head = _in_units(head, shift_B1, scale_B1)
+                head = _in_units(head, batch["mean"], batch["std"])
             each = self._each(head, model.levels)
             losses.append(torch.where(head.valid, each, 0.0).sum() / head.valid.sum().clamp(min=1))
         return Loss(torch.stack(losses).mean(), routing)
@@ -80,7 +84,11 @@ class Forecasting(Task):
             return pinball(head.predicted, head.target, levels)
         if self.config.objective == "huber":
             return F.huber_loss(head.predicted, head.target, reduction="none", delta=self.config.delta)
-        return F.mse_loss(head.predicted, head.target, reduction="none")
+        if self.config.objective == "smape":
+            size = (head.predicted.abs() + head.target.abs()).clamp(min=1e-3)
+            return 2 * (head.predicted - head.target).abs() / size
+        loss = F.mse_loss if self.config.objective == "mse" else F.l1_loss
+        return loss(head.predicted, head.target, reduction="none")
 
     def metrics(self) -> MetricCollection:
         """MSE and MAE of standardised values; MASE per window's own scale; in the data's units sMAPE (percent), the
@@ -265,6 +273,15 @@ def known(model: Any, batch: Batch) -> dict[str, Tensor]:
             "or model.covariates=0"
         )
     return {"covariates_BTC": batch["covariates"]}
+
+
+def _in_units(head: Prediction, shift_B: Tensor, scale_B: Tensor) -> Prediction:
+    """Points of a head and their targets before they were standardised; quantiles and distributions as they are."""
+    if isinstance(head.predicted, Distribution):
+        return head
+    ones = (-1,) + (1,) * (head.predicted.dim() - 1)
+    shift, scale = shift_B.view(ones), scale_B.view(ones)
+    return head._replace(predicted=head.predicted * scale + shift, target=head.target * scale + shift)
 
 
 def _standardise(x: Tensor, shift: Tensor, scale: Tensor, valid: Tensor) -> Tensor:
