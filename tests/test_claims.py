@@ -4,8 +4,11 @@ import json
 import math
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
+from filelock import FileLock
 
 from zoo import cli, hub
 from zoo.claims import claim as claims
@@ -278,6 +281,21 @@ def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path):
     assert len(json.loads((checkpoint.parents[1] / "run.json").read_text())["starts"]) == 2
 
 
+def test_one_process_at_a_time(tmp_path, monkeypatch):
+    claim, told, order = make(), [], []
+    monkeypatch.setattr(runs, "_run_all", lambda *arguments: order.append("run") or ({}, {}))
+    other = FileLock(tmp_path / ".lock")
+    other.acquire()
+    waiting = threading.Thread(target=runs.run_all, args=(claim, {}, tmp_path, 1, told.append))
+    waiting.start()
+    while not told:
+        time.sleep(0.01)
+    order.append("release")
+    other.release()
+    waiting.join(timeout=30)
+    assert "waiting for it" in told[0] and order == ["release", "run"]
+
+
 def test_closed_form_models_compete(tmp_path):
     node = {
         "claim": "A longer look back helps.",
@@ -356,7 +374,7 @@ def test_smoke_and_card(tmp_path, monkeypatch, capsys):
 
 def test_all_claims_are_listed(monkeypatch, capsys):
     assert zoo(monkeypatch, "reproduce", "--list", "--json") == 0
-    rows = {row["name"]: row["state"] for row in json.loads(capsys.readouterr().out)}
+    rows = {row["name"]: row["verdict"] for row in json.loads(capsys.readouterr().out)}
     assert list(rows) == list(claims.claims())
     assert set(rows.values()) <= {"not run yet", "holds", "does not hold", "cannot be told here"}
 

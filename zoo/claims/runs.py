@@ -19,6 +19,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from zoo import config as zc
 from zoo import hub
 from zoo.claims.claim import Claim, Metric, digest
@@ -47,11 +49,27 @@ def run_all(
     smoke: bool = False,
 ) -> tuple[Values, dict[str, list[str]]]:
     """Run what is missing; then the values, by metric and contestant in the order of the seeds, and where from: the
-    commits and data that the runs name.
+    commits and data that the runs name. One process at a time works in a folder; the next waits.
 
     Raises:
         ZooError: a run failed; its contestant and seed are named. Started again, it goes on from there.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        tell(f"another zoo reproduce works in {folder}; waiting for it")
+        lock.acquire()
+    try:
+        return _run_all(claim, trees, folder, seeds, tell, smoke)
+    finally:
+        lock.release()
+
+
+def _run_all(
+    claim: Claim, trees: Mapping[str, zc.Tree], folder: Path, seeds: int, tell: Callable[[str], None], smoke: bool
+) -> tuple[Values, dict[str, list[str]]]:
     values: Values = {metric: {name: [] for name in trees} for metric in claim.metrics}
     origins: dict[str, list[str]] = {}
     limit = SMOKE_ITEMS if smoke else claim.limit
@@ -98,6 +116,7 @@ def _assess(claim: Claim, tree: zc.Tree, folder: Path, limit: int | None) -> Non
     known = json.loads((folder / "trace.json").read_text()) if (folder / "trace.json").is_file() else {}
     if wanted - set(known):
         predictor, data = hub.load(folder), zc.build("data set", tree["data"])
+        predictor.task.match(predictor.model, data, predictor.preprocessing)
         _write(folder / "trace.json", known | _trace(predictor, data, claim.split, limit, wanted - set(known)))
     if not (folder / "eval.json").is_file():
         batch = tree["train"]["eval_batch_size"]

@@ -99,14 +99,15 @@ def _list(as_json: bool) -> None:
     rows: list[dict[str, str]] = []
     for file in claims.claims().values():
         found = result.read(file)
-        row = {"name": file.name, "claim": claims.read(file).claim, "state": result.state(found)}
-        rows.append(row | {"decided by": result.brief(found) if found else ""})
+        row = {"name": file.name, "verdict": result.state(found), "by": result.brief(found) if found else ""}
+        rows.append(row | {"claim": claims.read(file).claim})
     if as_json:
         print_json(rows)
     elif not rows:
         typer.echo("no installed plugin brings a claim")
     else:
-        table("claims (zoo reproduce NAME)", tuple(rows[0]), [tuple(row.values()) for row in rows])
+        columns = ("name", "verdict", "by")
+        table("claims (zoo reproduce NAME)", columns, [[row[c] for c in columns] for row in rows])
 
 
 def _plan(file: File, claim: Any, trees: Any, sizes: Any, seeds: int, as_json: bool) -> None:
