@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from zoo import cli, config, create_model
 from zoo.moe import MoE, MoEConfig, RouteContext, Routing
 from zoo.spec import ZooError
-from zoo.trace import LayerTrace, RoutingTrace, analyse, open_trace, record, write_report
+from zoo.trace import METRICS, LayerTrace, RoutingTrace, analyse, open_trace, record, write_report
 from zoo.trace.congestion import congestion, equilibrium
 from zoo.trace.folder import Column, Recorder
 from zoo.trace.locality import cache, simulate, srp
@@ -474,3 +474,16 @@ def test_zoo_trace(zoo: Callable[..., Any], tmp_path: Path) -> None:
     }.items():
         code, out, err = zoo("trace", *line)
         assert code == 2 and out == "" and f"error: {message}" in err
+
+
+# -- docs/trace.md -----------------------------------------------------------------------------------------------------
+
+
+def test_the_page_names_every_metric_and_its_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "trace.md").read_text(encoding="utf-8")
+    table = text.partition("| --- |")[2].partition("\n## ")[0]
+    assert all(f"`{name}`" in table for name in METRICS)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"model": Two(), "batches": [{"x": torch.randn(4, 6, 8), "domain": torch.arange(4) % 2}]}
+    exec(text.partition("```python\n")[2].partition("```")[0], names)
+    assert set(names["report"]) == set(METRICS) - {"modality", "label"}
