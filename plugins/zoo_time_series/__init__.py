@@ -106,6 +106,12 @@ plugin = Plugin(
             "closed-form linear map, strength by validation",
         ),
         ModelSpec(
+            "linear_moe",
+            "zoo_time_series.models.linear_moe:LinearMoE",
+            "forecasting",
+            "linear experts in closed form, routed by date and by the window, beside a ridge",
+        ),
+        ModelSpec(
             "dlinear",
             "zoo_time_series.models.dlinear:DLinear",
             "forecasting",

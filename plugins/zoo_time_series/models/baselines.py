@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from zoo.spec import ZooError
+from zoo.train.task import Batch
+from zoo_time_series.blocks.least_squares import complete_future, outer, solve, squared_error
 from zoo_time_series.models.base import Forecaster
 
 
@@ -154,10 +156,8 @@ class Ridge(Forecaster):
         length = self.config.context
         train_ZZ, val_ZZ = self._moments(train, batch_size), self._moments(val, batch_size)
         best = {"penalty": math.nan, "val_mse": math.inf}
-        for penalty, map_LH, bias_H in self._solve(train_ZZ):
-            # The residual y - x W - b is linear in the window, so its squared sum follows from the moments.
-            residual_ZH = torch.cat([-map_LH, -bias_H[None], torch.eye(len(bias_H), dtype=map_LH.dtype)])
-            error = float((residual_ZH * (val_ZZ @ residual_ZH)).sum() / (val_ZZ[length, length] * len(bias_H)))
+        for penalty, map_LH, bias_H in solve(train_ZZ, length, self.config.penalties):
+            error = squared_error(val_ZZ, map_LH, bias_H) / float(val_ZZ[length, length] * len(bias_H))
             if error < best["val_mse"]:
                 best = {"penalty": penalty, "val_mse": error}
                 self.weight.copy_(map_LH.T)
@@ -165,35 +165,21 @@ class Ridge(Forecaster):
         return best
 
     def _moments(self, windows: Dataset, batch_size: int) -> Tensor:
-        """Sum over windows of the outer products of [x, 1, y]. A missing target takes the valid value before it."""
-        length, horizon = self.config.context, self.config.horizon
-        size = length + 1 + horizon
-        moments_ZZ = torch.zeros(size, size, dtype=torch.float64)
-        for batch in DataLoader(windows, batch_size=batch_size):
-            past_BL, past_valid_BL, future_BH = batch["past"], batch["past_valid"], batch["future"]
-            if past_BL.shape[1] != length or future_BH.shape[1] != horizon:
-                found = f"context={past_BL.shape[1]} and horizon={future_BH.shape[1]}"
-                raise ZooError(f"ridge has context={length} and horizon={horizon}, the data {found}; make them equal")
-            if not batch["future_valid"].all():
-                known = torch.cat([last_value(past_BL, past_valid_BL), future_BH], dim=1)
-                before_BH = (batch["future_valid"] * torch.arange(1, horizon + 1)).cummax(dim=1).values
-                future_BH = known.gather(1, before_BH)
-            shift_B1 = self._shift(past_BL, past_valid_BL)
-            shifted_BL = (past_BL - shift_B1) * past_valid_BL
-            window_BZ = torch.cat([shifted_BL, torch.ones_like(shift_B1), future_BH - shift_B1], dim=1).double()
-            moments_ZZ += window_BZ.T @ window_BZ
-        return moments_ZZ
+        """Sum over windows of the outer products of [x, 1, y]."""
+        return sum((outer(x, y) for x, y, _ in self.shifted(windows, batch_size)), torch.zeros((), dtype=torch.float64))
 
-    def _solve(self, moments_ZZ: Tensor) -> Iterator[tuple[float, Tensor, Tensor]]:
-        """(penalty, W (L, H), b (H,)) for every penalty, from one eigendecomposition of the centred moments."""
-        length = self.config.context
-        count = moments_ZZ[length, length]
-        mean_Z = moments_ZZ[length] / count
-        centred_ZZ = moments_ZZ - count * torch.outer(mean_Z, mean_Z)
-        value_L, vector_LL = torch.linalg.eigh(centred_ZZ[:length, :length])
-        value_L = value_L.clamp(min=0)
-        scale = value_L.mean().clamp(min=torch.finfo(value_L.dtype).tiny)
-        target_LH = vector_LL.T @ centred_ZZ[:length, length + 1 :]
-        for penalty in self.config.penalties:
-            map_LH = vector_LL @ (target_LH / (value_L + penalty * scale)[:, None])
-            yield penalty, map_LH, mean_Z[length + 1 :] - mean_Z[:length] @ map_LH
+    def shifted(self, windows: Dataset, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Batch]]:
+        """Past and future of all windows without their shift, in batches, and the batches themselves.
+
+        A missing target takes the valid value before it. Raises `ZooError` for windows of another length.
+        """
+        length, horizon = self.config.context, self.config.horizon
+        for batch in DataLoader(windows, batch_size=batch_size):
+            past_BL, valid_BL = batch["past"], batch["past_valid"]
+            if past_BL.shape[1] != length or batch["future"].shape[1] != horizon:
+                found = f"context={past_BL.shape[1]} and horizon={batch['future'].shape[1]}"
+                name = (self.zoo_name or "ridge").rpartition("/")[2]
+                raise ZooError(f"{name} has context={length} and horizon={horizon}, the data {found}; make them equal")
+            shift_B1 = self._shift(past_BL, valid_BL)
+            future_BH = complete_future(batch, last_value(past_BL, valid_BL))
+            yield (past_BL - shift_B1) * valid_BL, future_BH - shift_B1, batch

@@ -29,6 +29,7 @@ from zoo.nn.transformer import initialise
 from zoo.spec import ZooError
 from zoo_time_series.blocks.attention import Attention
 from zoo_time_series.blocks.distributions import Mixture, MixtureHead
+from zoo_time_series.blocks.probabilistic import quantiles_of
 from zoo_time_series.models.base import Forecaster, Prediction
 
 MOST_ROWS = 4096  # windows times paths that are drawn at once
@@ -107,7 +108,7 @@ class MoiraiMoE(Forecaster):
     """Args (config):
     context: points of a window that are used. num_heads: by default one for 64 units.
     components: of the distribution of each point, see `zoo_time_series.blocks.distributions`.
-    paths: sample paths behind a point forecast, their median.
+    paths: sample paths behind quantiles and the point forecast, their median.
     """
 
     @dataclass
@@ -269,7 +270,7 @@ class MoiraiMoE(Forecaster):
         next_TVP = drawn_SRN1P[:, :, ends].transpose(0, 1).flatten(0, 1)  # T = rows * paths, the paths inside
         packed = Packed(*(value.repeat_interleave(count, 0) for value in packed))
         loc, scale = (value[:, ends].repeat_interleave(count, 0) for value in (loc, scale))
-        cache.layers = {n: tuple(kv.repeat_interleave(count, 0) for kv in both) for n, both in cache.layers.items()}  # type: ignore[misc]
+        cache.kept = {n: tuple(kv.repeat_interleave(count, 0) for kv in both) for n, both in cache.kept.items()}
         time, sample, variate = packed.time_RN[:, ends], packed.sample_RN[:, ends], packed.variate_RN[:, ends]
         path = [next_TVP]
         for ahead in range(1, math.ceil(horizon / self.config.patch)):
@@ -284,6 +285,12 @@ class MoiraiMoE(Forecaster):
         self, past_BL: Tensor, past_valid_BL: Tensor, horizon: int, season_B: Tensor | None = None, **more: Any
     ) -> Tensor:
         return self.sample_paths(past_BL, past_valid_BL, horizon, self.config.paths, **more).median(dim=1).values
+
+    def quantiles(
+        self, past_BL: Tensor, past_valid_BL: Tensor, horizon: int, levels: list[float], **more: Any
+    ) -> Tensor:
+        """(B, Q, H): those of the ``paths`` of a point forecast."""
+        return quantiles_of(self.sample_paths(past_BL, past_valid_BL, horizon, self.config.paths, **more), levels)
 
     def dummy_inputs(self, batch_size: int = 2) -> dict[str, Tensor]:  # type: ignore[override]
         return {"x_RNP": torch.randn(batch_size, 4, self.config.patch)}
