@@ -132,11 +132,12 @@ class BIP(Balancer):
             return torch.zeros_like(price_E)
         valid = valid_T.sum()
         room = (valid * k // experts).clamp(min=1)
-        margin_2E = torch.stack([room - 1, room]).clamp(max=tokens - 1)[:, None].expand(-1, experts)
+        most = min(tokens, max(1, tokens * k // experts) + 1)  # room, were no token padding, and one more
+        margin_E2 = torch.stack([room - 1, room]).clamp(max=most - 1).expand(experts, 2)
         for _ in range(self.config.sweeps):
             gain_T1 = (scores_TE - price_E).topk(k + 1).values[:, k - 1 :].mean(-1, keepdim=True)
             wanted_TE = (scores_TE - gain_T1).masked_fill(~valid_T[:, None], -torch.inf)
-            price_E = wanted_TE.sort(0, descending=True).values.gather(0, margin_2E).mean(0)
+            price_E = wanted_TE.T.contiguous().topk(most).values.gather(1, margin_E2).mean(-1)
             # where every expert has room for all, there is nothing to pay for
             price_E = torch.where(room < valid, price_E - price_E.amin(), 0.0)
         return price_E
