@@ -99,6 +99,8 @@ class Gate(nn.Module):
     def forward(self, x_BL: Tensor, out: RouterOutput) -> Tensor:
         """(B, H): each window through its expert."""
         y_BH = x_BL.new_zeros(len(x_BL), self.bias.shape[1])
+        if x_BL.is_meta:  # which rows go where is not known there
+            return y_BH
         for e in range(self.config.experts):
             rows = (out.index_TK[:, 0] == e).nonzero()[:, 0]
             y_BH[rows] = F.linear(x_BL[rows], self.weight[e], self.bias[e])
