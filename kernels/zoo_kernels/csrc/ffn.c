@@ -56,8 +56,10 @@ static int64_t width_of(const ffn *s, int64_t e) { return twice(s, inner_of(s, e
 // one expert's weights, rows x depth, or the codes of a quantised one; k_major if the product runs over the rows
 static operand weights_of(const ffn *s, const float *all, int64_t before, const float *scales, int64_t rows, int64_t depth,
                           int turned, int k_major) {
-    if (s->bits) return (operand){(const float *)((const char *)all + before * s->bits / 8), depth, NULL, 0, (int)s->bits, scales};
-    return turned ? floats(all + before, rows, NULL, !k_major) : floats(all + before, depth, NULL, k_major);
+    if (s->bits) return (operand){(const float *)((const char *)all + before * s->bits / 8), depth, NULL, 0, (int)s->bits, scales, 0};
+    operand m = turned ? floats(all + before, rows, NULL, !k_major) : floats(all + before, depth, NULL, k_major);
+    m.size = rows * depth;
+    return m;
 }
 static operand w_in_of(const ffn *s, int64_t e, int k_major) {
     int64_t before = twice(s, units_before(s, e));
@@ -204,11 +206,12 @@ static void weight_gradient(int64_t m, int64_t n, int64_t rows, operand left, op
 
 static void backward_rows(const ffn *s, const group *g, int64_t e, int64_t row, int64_t rows, grads d, int add, int last) {
     const int64_t *token = s->token + row, inner = inner_of(s, e), width = width_of(s, e);
-    operand w_in = w_in_of(s, e, 1), w_out = w_out_of(s, e, 1), next = w_out_of(s, next_expert(s, e), 1);
+    operand w_in = w_in_of(s, e, 1), w_out = w_out_of(s, e, 1);
+    operand next_out = w_out_of(s, next_expert(s, e), 1), next_in = w_in_of(s, next_expert(s, e), 1);
     float *hidden = s->hidden ? s->hidden + row * s->width : g->hidden;
     if (!s->hidden) up(s, g, e, row, rows, hidden, &w_out);
     gemm(rows, inner, s->model, floats(s->dy, s->model, token, 0), w_out,
-         (result){g->dact, s->inner, NULL, NULL, 0, 0}, g->pack, &w_in);
+         (result){g->dact, s->inner, NULL, NULL, 0, 0}, g->pack, rows > 2 * MR ? &w_in : NULL);
 #define CALL(KIND, MODE) \
     for (int64_t i = 0; i < rows; i++) { \
         int64_t pair = s->pair[row + i]; \
@@ -218,10 +221,10 @@ static void backward_rows(const ffn *s, const group *g, int64_t e, int64_t row, 
     EVERY_KIND(CALL)
 #undef CALL
     gemm(rows, s->model, width, floats(g->dhidden, s->width, NULL, 0), w_in,
-         (result){g->sum, s->model, token, NULL, 1, 0}, g->pack, NULL);
+         (result){g->sum, s->model, token, NULL, 1, 0}, g->pack, rows > 2 * MR ? NULL : &next_out);
     operand x = floats(s->x, s->model, token, 1), dhidden = floats(g->dhidden, s->width, NULL, 1);
     operand dy = floats(s->dy, s->model, token, 1), act = floats(g->act, s->inner, NULL, 1);
-    weight_gradient(width, s->model, rows, dhidden, x, d.dw_in, s->in_turned, add, last, g->pack, &next);
+    weight_gradient(width, s->model, rows, dhidden, x, d.dw_in, s->in_turned, add, last, g->pack, rows > 2 * MR ? &next_out : &next_in);
     weight_gradient(s->model, inner, rows, dy, act, d.dw_out, s->out_turned, add, last, g->pack, NULL);
     if (s->b_in) {
         if (!add) memset(d.db_in, 0, 4 * width);

@@ -18,6 +18,7 @@ typedef struct {
     int k_major;
     int bits;           // 8 or 2: p points at codes of that many bits (small.h), 0: at floats
     const float *scale; // of row[i], for codes
+    int64_t size;       // floats of a dense matrix, 0: unknown
 } operand;
 
 // C row i is p[row[i] * ld ...], multiplied by scale[i] if given, added or stored
@@ -31,7 +32,7 @@ typedef struct {
 } result;
 
 INLINE operand floats(const float *p, int64_t ld, const int64_t *row, int k_major) {
-    return (operand){p, ld, row, k_major, 0, NULL};
+    return (operand){p, ld, row, k_major, 0, NULL, 0};
 }
 INLINE const float *row_of(const operand *m, int64_t i) { return m->p + (m->row ? m->row[i] : i) * m->ld; }
 
@@ -81,16 +82,16 @@ static void pack_panel(const operand *m, int64_t first, int lanes, int width, in
     }
 }
 
-// C (m x n) = A B over `depth`, both packed; fetches two cache lines a step from `ahead`
-INLINE void micro(const int m, int64_t depth, const float *a, const float *b, float *const *c, const float *scale, int n,
+// C (m x n) = A B over `depth`, A packed, B's rows `ldb` apart; fetches two cache lines a step from `ahead`
+INLINE void micro(const int m, int64_t depth, const float *a, const float *b, int64_t ldb, float *const *c, const float *scale, int n,
                   int add, int stream, const char *ahead, int64_t step) {
     vec acc[MR][NV];
     UNROLL for (int i = 0; i < m; i++) UNROLL for (int j = 0; j < NV; j++) acc[i][j] = (vec){0};
     if (add) UNROLL for (int i = 0; i < m; i++) UNROLL for (int j = 0; j < NV; j++) __builtin_prefetch(c[i] + j * VL, 1);
-    for (int64_t k = 0; k < depth; k++, a += m, b += NR, ahead += step) {
-        __builtin_prefetch(ahead), __builtin_prefetch(ahead + 64);
+    for (int64_t k = 0; k < depth; k++, a += m, b += ldb, ahead += step) {
+        __builtin_prefetch(ahead, 0, 2), __builtin_prefetch(ahead + 64, 0, 2);
         vec bv[NV];
-        UNROLL for (int j = 0; j < NV; j++) bv[j] = *(const vec *)(b + j * VL);
+        UNROLL for (int j = 0; j < NV; j++) bv[j] = load(b + j * VL);
         UNROLL for (int i = 0; i < m; i++) UNROLL for (int j = 0; j < NV; j++) acc[i][j] += a[i] * bv[j];
     }
     UNROLL for (int i = 0; i < m; i++) {
@@ -106,9 +107,9 @@ INLINE void micro(const int m, int64_t depth, const float *a, const float *b, fl
     }
 }
 
-static void tile(int m, int64_t depth, const float *a, const float *b, float *const *c, const float *scale, int n, int add,
+static void tile(int m, int64_t depth, const float *a, const float *b, int64_t ldb, float *const *c, const float *scale, int n, int add,
                  int stream, const char *ahead, int64_t step) {
-#define CASE(M) case M: micro(M, depth, a, b, c, scale, n, add, stream, ahead, step); return;
+#define CASE(M) case M: micro(M, depth, a, b, ldb, c, scale, n, add, stream, ahead, step); return;
     switch (m) {
         CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
 #ifdef __AVX512F__
@@ -131,10 +132,21 @@ INLINE const char *panel_of(const operand *b, int64_t first, int64_t k0, int64_t
     return (const char *)(b->k_major ? b->p + k0 * b->ld + first : b->p + first * b->ld);
 }
 
-// C = A B; `then` is the operand that will be packed next (NULL: unknown), whose first panel is fetched meanwhile
+// Bytes to fetch of a matrix in each of so many steps: one or two cache lines.
+INLINE int64_t share_of(const operand *m, int64_t steps) { return 4 * m->size > 64 * steps ? 128 : 64; }
+
+// C = A B; `then` is the operand that is read next (NULL: unknown). What is fetched meanwhile: with few rows all of `then`,
+// evenly and in the order of memory; otherwise the next panel of B, and at its end the first of `then`.
 static void packed_gemm(int64_t m, int64_t n, int64_t depth, operand a, operand b, result c, float *workspace, const operand *then) {
     float *pack_b = workspace, *pack_a = workspace + PACK_B;
     int stream = depth <= KC && can_stream(&c, n);
+    int few = m <= 2 * MR, in_place = few && b.k_major && !b.row; // packing B would cost more than reading it twice
+    const char *next = NULL, *end = NULL;
+    int64_t stride = 0;
+    if (then && then->size && (few || depth <= 2 * MR)) {
+        next = (const char *)then->p, end = next + 4 * then->size;
+        stride = share_of(then, (n + NR - 1) / NR * depth * ((m + MR - 1) / MR));
+    }
     for (int64_t j0 = 0; j0 < n; j0 += NC) {
         int64_t nc = min64(NC, n - j0);
         for (int64_t k0 = 0; k0 < depth; k0 += KC) {
@@ -149,17 +161,22 @@ static void packed_gemm(int64_t m, int64_t n, int64_t depth, operand a, operand 
                 }
                 for (int64_t j = 0; j < nc; j += NR) {
                     const char *ahead = (const char *)pack_b;
+                    const float *panel = pack_b + j * kc;
+                    int64_t ldb = NR;
+                    if (in_place && nc - j >= NR) panel = b.p + k0 * b.ld + j0 + j, ldb = b.ld;
                     if (i0 == 0) {
-                        pack_panel(&b, j0 + j, (int)min64(NR, nc - j), NR, k0, kc, pack_b + j * kc);
-                        if (j0 + j + NR < n) ahead = panel_of(&b, j0 + j + NR, k0, kc, &step);
+                        if (panel == pack_b + j * kc) pack_panel(&b, j0 + j, (int)min64(NR, nc - j), NR, k0, kc, pack_b + j * kc);
+                        if (next) {}
+                        else if (j0 + j + NR < n) ahead = panel_of(&b, j0 + j + NR, k0, kc, &step);
                         else if (then) ahead = panel_of(then, 0, 0, then->k_major ? kc : then->ld, &step);
                     }
                     for (int i = 0; i < panels; i++) {
                         int64_t from = i0 + edge[i];
                         int lanes = edge[i + 1] - edge[i];
+                        if (next) ahead = next, step = next < end ? stride : 0, next += step * kc;
                         float *rows[MR];
                         for (int r = 0; r < lanes; r++) rows[r] = c.p + (c.row ? c.row[from + r] : from + r) * c.ld + j0 + j;
-                        tile(lanes, kc, pack_a + edge[i] * kc, pack_b + j * kc, rows, c.scale ? c.scale + from : NULL,
+                        tile(lanes, kc, pack_a + edge[i] * kc, panel, ldb, rows, c.scale ? c.scale + from : NULL,
                              (int)min64(NR, nc - j), c.add || k0, stream, ahead, step);
                         step = 0;
                     }

@@ -47,20 +47,16 @@ static void widen(const operand *m, int64_t rows, int64_t depth, float *out) { /
     }
 }
 
-INLINE void emit(const result *c, float *row, int64_t i, int64_t j, float value) {
-    if (c->scale) value *= c->scale[i];
-    row[j] = c->add ? row[j] + value : value;
-}
-
 INLINE float *c_row(const result *c, int64_t i) { return c->p + (c->row ? c->row[i] : i) * c->ld; }
+
+static __attribute__((noinline)) vec sums_of(vec *acc) { // lane i is the sum of acc[i]
+    UNROLL for (int half = VL / 2; half; half /= 2)
+        UNROLL for (int q = 0; q < half; q++) acc[q] = zip(acc[q], acc[q + half], 0) + zip(acc[q], acc[q + half], 1);
+    return acc[0];
+}
 
 // C = A B^T, both with k contiguous: VL / m rows of B at once, so that VL sums end in one register; m is
 // the number of rows rounded up, and the extra ones repeat the last
-static __attribute__((noinline)) void reduce(vec *acc) { // acc[0][i] = sum of acc[i]
-    transpose(acc);
-    UNROLL for (int half = VL / 2; half; half /= 2) UNROLL for (int q = 0; q < half; q++) acc[q] += acc[q + half];
-}
-
 INLINE void dots(const int m, const int bits, int rows, int64_t n, int64_t depth, const operand *a, const operand *b, const result *c) {
     const int wide = VL / m;
     const float *x[SMALL];
@@ -78,17 +74,25 @@ INLINE void dots(const int m, const int bits, int rows, int64_t n, int64_t depth
                 vec wv = weights(bits, w[q], k);
                 // the same place in the next rows
                 __builtin_prefetch(w[q] + (k + wide * b->ld) * (bits ? bits : 32) / 8);
-                UNROLL for (int i = 0; i < m; i++) acc[q * m + i] += xv[i] * wv;
+                UNROLL for (int i = 0; i < m; i++) acc[i * wide + q] += xv[i] * wv;
             }
         }
         if (k < depth)
             for (int q = 0; q < wide; q++)
                 for (int i = 0; i < m; i++)
-                    acc[q * m + i] += last_weights(0, (const uint8_t *)x[i], k, depth - k) * last_weights(bits, w[q], k, depth - k);
-        reduce(acc);
-        for (int q = 0; q < wide && j + q < n; q++)
-            for (int i = 0; i < rows; i++)
-                emit(c, c_row(c, i), i, j + q, acc[0][q * m + i] * (bits ? b->scale[b->row ? b->row[j + q] : j + q] : 1.0f));
+                    acc[i * wide + q] += last_weights(0, (const uint8_t *)x[i], k, depth - k) * last_weights(bits, w[q], k, depth - k);
+        acc[0] = sums_of(acc);
+        const float *sums = (const float *)acc;
+        for (int i = 0; i < rows; i++) {
+            float *row = c_row(c, i) + j, scale = c->scale ? c->scale[i] : 1.0f, value[VL];
+            for (int q = 0; q < wide; q++) value[q] = sums[i * wide + q] * scale;
+            if (bits)
+                for (int q = 0; q < wide && j + q < n; q++) value[q] *= b->scale[j + q];
+            if (j + wide <= n && c->add)
+                for (int q = 0; q < wide; q++) row[q] += value[q];
+            else
+                for (int q = 0; q < wide && j + q < n; q++) row[q] = c->add ? row[q] + value[q] : value[q];
+        }
     }
 }
 
