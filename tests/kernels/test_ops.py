@@ -449,6 +449,19 @@ def test_expand_and_combine_build_the_same_layer() -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 2e-2), (torch.float16, 3e-3), (torch.float64, 1e-7)])
+def test_quantised_experts_of_other_types(backend: str, dtype: torch.dtype, tolerance: float) -> None:
+    layer = make_layer(9, 16, 8, 4, random_index(9, 4, 2))
+    (w_in, s_in), (w_out, s_out) = (ops.quantise_int8(layer.leaves[name]) for name in ("w_in", "w_out"))
+    x, weight = layer.leaves["x"], layer.leaves["weight"]
+    y = ops.expert_ffn_quantised(x.to(dtype), weight, layer.plan, w_in, w_out, s_in, s_out, backend=backend)
+    wide = (ops.dequantise(w_in, s_in).double(), ops.dequantise(w_out, s_out).double())
+    want = reference.expert_ffn(x.to(dtype).double(), weight.double(), layer.plan, *wide)
+    assert y.dtype == dtype
+    assert_close({"y": y}, {"y": want}, tolerance)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("quantise", [ops.quantise_int8, ops.quantise_ternary])
 @pytest.mark.parametrize(("tokens", "interleaved"), [(3, False), (10, True), (60, False)])
 def test_quantised_experts(backend: str, quantise, tokens: int, interleaved: bool) -> None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+import triton
 
 from zoo_kernels import ops, quant, reference
 from zoo_kernels import triton as zoo_triton
@@ -296,6 +297,36 @@ def test_the_public_ops_on_the_triton_backend() -> None:
             y_TD = ops.expert_ffn(x_TD, weight_TK.flatten(), routed, w_in, w_out, save="x_only")
         results.append([y_TD, *torch.autograd.grad(y_TD.square().sum(), (logits_TE, x_TD, w_in, w_out))])
     assert max(error(a, b) for a, b in zip(*results, strict=True)) < 1e-5
+
+
+def test_tuning_keeps_the_fastest_tile_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, key = torch.device("cpu"), ("up", "interpret", torch.float32)
+    small, large, huge = (tiles.Tile(16, n, 32, 4, 1) for n in (16, 32, 64))
+    milliseconds = {small: 3.0, large: 2.0}
+
+    def do_bench(call) -> float:
+        call()
+        tile = tiles.choose("up", device, torch.float32, 100)
+        if tile == huge:
+            raise triton.runtime.errors.OutOfResources(99, 1, "shared memory")
+        return milliseconds[tile]
+
+    monkeypatch.setattr(triton.testing, "do_bench", do_bench)
+    monkeypatch.setattr(tiles, "TUNED", {})
+    case = Case(tokens=3)
+    inputs, routed = inputs_of(case, 4, 2), make_plan(choices("any", 3, 2, 4)[0], 4)
+
+    def call() -> None:
+        zoo_triton.ffn_forward(*inputs[:2], routed, *inputs[2:], "swiglu", None, False, False)
+
+    tune = functools.partial(tiles.tune, "up", device, torch.float32)
+    assert tune([small, huge, large], call) == {small: 3.0, huge: float("inf"), large: 2.0}
+    assert {key: large} == tiles.TUNED
+    with pytest.raises(ValueError, match="none of 1 tiles of up"):
+        tune([huge], call)
+    with pytest.raises(KeyError):
+        tune([tiles.Tile(16, 64, 64, 4, 1)], call)
+    assert {key: large} == tiles.TUNED
 
 
 @pytest.mark.parametrize("allowed", ["ieee", "tf32"])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from zoo import config as zc
-from zoo.moe import Routing
+from zoo.moe import RouteContext, Routing
 from zoo.nn import Transformer, TransformerConfig
 from zoo.train.module import Module
 from zoo.train.recipe import Optim
@@ -75,3 +75,20 @@ def test_schedules_follow_the_trainer(tmp_path: Path) -> None:
     assert first.trained == [0, 0, 1, 1, 2, 2]
     assert second.trained == [3, 3, 4, 4]
     assert set(first.evaluated + second.evaluated) == {None}, "validation scores the model as it would be finished"
+
+
+def test_a_schedule_is_compiled_a_few_times_not_once_a_step() -> None:
+    """The step is a Python int: the compiler makes it a symbol when it first changes, and knows the end apart."""
+    torch.compiler.reset()
+    made = zc.build("activation", {"name": "softmax", "start": 4.0, "steps": 10}, 8)
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(made, backend=backend, fullgraph=True)
+    x = torch.randn(6, 8)
+    for step in range(15):
+        torch.testing.assert_close(compiled(x, RouteContext(step=step)), made(x, RouteContext(step=step)))
+    assert len(graphs) <= 3

@@ -81,11 +81,28 @@ def choose(kernel: str, device: torch.device, dtype: torch.dtype, rows: int) -> 
 def tune(
     kernel: str, device: torch.device, dtype: torch.dtype, candidates: Iterable[Tile], call: Callable[[], object]
 ) -> dict[Tile, float]:
-    """Times `call` (which must launch `kernel`) once per candidate, keeps the fastest, returns milliseconds a tile."""
+    """Times `call` (which must launch `kernel`) once per candidate, keeps the fastest, returns milliseconds a tile.
+
+    A tile that asks for more than the device has counts as infinitely slow. If none runs, or `call` raises anything
+    else, the table is as before; ValueError without a candidate that runs.
+    """
     times: dict[Tile, float] = {}
     key = (kernel, arch(device), dtype)
-    for tile in candidates:
-        TUNED[key] = tile
-        times[tile] = triton.testing.do_bench(call)
-    TUNED[key] = min(times, key=lambda tile: times[tile])
+    before = TUNED.pop(key, None)
+    best = None
+    try:
+        for tile in candidates:
+            TUNED[key] = tile
+            try:
+                times[tile] = triton.testing.do_bench(call)
+            except triton.runtime.errors.OutOfResources:
+                times[tile] = float("inf")
+        fastest = min(times, key=lambda tile: times[tile], default=None)
+        best = None if fastest is None or times[fastest] == float("inf") else fastest
+    finally:
+        TUNED.pop(key, None)
+        if best or before:
+            TUNED[key] = best or before  # type: ignore[assignment]
+    if best is None:
+        raise ValueError(f"zoo_kernels: none of {len(times)} tiles of {kernel} runs on this device; try smaller ones")
     return times
