@@ -18,7 +18,8 @@ def test_recipe(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     spec = registry.find("data set", data["name"]).spec
     assert isinstance(spec, DatasetSpec)
     chosen = {value for value in data.values() if isinstance(value, str)}
-    wanted = [f.path for f in spec.files if Path(f.path).stem.partition("-")[0] in chosen or len(spec.files) == 1]
+    named = [f.path for f in spec.files if Path(f.path).stem.partition("-")[0] in chosen]
+    wanted = named or [f.path for f in spec.files]
     if absent := [path for path in wanted if not (resources.data_dir() / path).exists()]:
         pytest.skip(f"needs {absent[0]} under ZOO_DATA")
     monkeypatch.chdir(tmp_path)

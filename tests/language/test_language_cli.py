@@ -13,7 +13,7 @@ from zoo import cli, hub
 
 TEXT = "To be, or not to be: that is the question.\n" * 60
 SMALL = (
-    "model.stack.num_layers=1", "model.stack.hidden_size=16", "model.stack.num_heads=2", "model.max_length=64",
+    "model.stack.num_layers=1", "model.stack.hidden_size=16", "model.stack.mixer.num_heads=2", "model.max_length=64",
     "train.steps=2", "train.batch_size=2", "train.val_batches=1", "data.context=16", "device=cpu",
 )  # fmt: skip
 Run = Callable[..., tuple[object, str, str]]

@@ -19,7 +19,7 @@ from zoo_language.generation import choose, generate, spell
 from zoo_language.models.decoder import Output
 from zoo_language.tasks.modeling import Modeling
 
-TINY = {"hidden_size": 32, "num_layers": 2, "num_heads": 2}
+TINY = {"hidden_size": 32, "num_layers": 2, "mixer": {"num_heads": 2}}
 INPUTS = {"prompt": "ab", "max_tokens": 12, "temperature": 1.0, "top_p": 1.0, "stop": None, "seed": 0}
 
 
@@ -126,6 +126,22 @@ def test_the_cache_changes_no_token(temperature: float) -> None:
         for use_cache in (True, False)
     ]  # fmt: skip
     assert drawn[0].shape == (40, 3) and torch.equal(*drawn), "also past max_length, where the window slides"
+
+
+def test_a_packed_row_scores_as_its_documents_alone() -> None:
+    model = create_model("language/mixtral_tiny", stack=TINY).eval()
+    documents = [torch.randint(1, 256, (n,)) for n in (7, 2, 11)]
+    scores = []
+    for rows in ([documents], [[d] for d in documents]):
+        metrics = task().metrics()
+        for row in rows:
+            tokens = torch.cat(row)[None]
+            number = torch.cat([torch.full_like(d, i) for i, d in enumerate(row)])[None]
+            batch = {"tokens": tokens, "document": number, "bytes": torch.ones_like(tokens)}
+            with torch.no_grad():
+                task().update(metrics, model, batch)
+        scores.append({key: float(value) for key, value in metrics.compute().items()})
+    assert scores[0] == pytest.approx(scores[1], rel=1e-6)
 
 
 def test_choosing_a_token() -> None:
