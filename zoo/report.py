@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,7 @@ def console(stderr: bool = False) -> Console:
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print a table; numbers are right-aligned, floats shown to four significant digits."""
     from rich import box
+    from rich.console import Console
     from rich.table import Table
 
     shown = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=box.SIMPLE_HEAD)
@@ -31,7 +33,12 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
         shown.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=i == 0 or numeric)
     for row in rows:
         shown.add_row(*(number(value) for value in row))
-    console().print(shown)
+    # Where the terminal is too narrow, lines wrap: a number that is cut off would be a wrong one.
+    wide = console().measure(shown, options=console().options.update(max_width=1000)).maximum
+    if wide <= console().width:
+        console().print(shown)
+    else:
+        Console(width=wide, soft_wrap=True).print(shown, crop=False)
 
 
 def number(value: Any) -> str:
@@ -72,7 +79,9 @@ def figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, A
 
 
 def save_figure(fig: Any, path: Path) -> list[Path]:
-    fig.savefig(path, dpi=110)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # names in scripts of any kind
+        fig.savefig(path, dpi=110)
     _pyplot().close(fig)
     return [path]
 

@@ -140,6 +140,13 @@ plugin = Plugin(
             "MLPs that mix several scales: the baseline",
             "arXiv:2405.14616",
         ),
+        ModelSpec(
+            "mole",
+            "zoo_time_series.models.mole:MoLE",
+            "forecasting",
+            "linear maps weighed by a router that sees the window",
+            "MoLE, arXiv:2312.06786",
+        ),
     ),
     datasets=(
         DatasetSpec(
