@@ -12,7 +12,7 @@ from typing import Any
 
 from zoo import config as zc
 from zoo import hub, registry
-from zoo.moe import MoE
+from zoo.moe import MoE, MoEConfig
 from zoo.train.recipe import read_recipe
 
 WIDTH, CONDITION = 12, 5
@@ -118,14 +118,33 @@ PUBLISHED: dict[str, Node] = {
 }  # fmt: skip
 
 
-def shipped() -> dict[str, Node]:
-    """The MoE settings of every registered model and recipe, by the first that has them."""
-    found: dict[str, tuple[str, Node]] = {}
-    for name, node in _models():
-        for place, moe in enumerate(m for m in _built(node).modules() if isinstance(m, MoE)):
-            small = shrunk(asdict(moe.config))
-            found.setdefault(json.dumps(small, sort_keys=True), (f"{name}[{place}]", small))
-    return dict(found.values())
+def combinations() -> dict[str, Node]:
+    """The mixture layers of every registered model and recipe, then the published ones; of those that differ in
+    numbers only, the one with the fewest experts."""
+    found = [
+        (f"{name}[{place}]", asdict(moe.config))
+        for name, node in _models()
+        for place, moe in enumerate(m for m in _built(node).modules() if isinstance(m, MoE))
+    ]
+    found.sort(key=lambda item: item[1]["num_experts"])
+    found += [(f"published {name}", asdict(_made(node))) for name, node in PUBLISHED.items()]
+    kept: dict[str, tuple[str, Node]] = {}
+    for name, node in found:
+        kept.setdefault(json.dumps(_form(node), sort_keys=True), (name, shrunk(node)))
+    return dict(kept.values())
+
+
+def _made(node: Node) -> MoEConfig:
+    return zc.make(MoEConfig, **{"experts": MLP, **node})
+
+
+def _form(node: Any) -> Any:
+    """A node without its numbers."""
+    if isinstance(node, dict):
+        return {key: _form(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_form(item) for item in node if isinstance(item, dict)]
+    return node if isinstance(node, str | bool | None) else "number"
 
 
 def _models() -> Iterator[tuple[str, Node]]:
@@ -156,4 +175,4 @@ def shrunk(node: Any, inside: str = "") -> Any:
     return small
 
 
-COMBINATIONS: dict[str, Node] = {**shipped(), **{f"published {name}": node for name, node in PUBLISHED.items()}}
+COMBINATIONS = combinations()

@@ -37,7 +37,7 @@ def _plain_kernels() -> Iterator[None]:
 
 
 def made(name: str) -> tuple[MoE, Balancers]:
-    config = zc.make(MoEConfig, **{"experts": combinations.MLP, **combinations.COMBINATIONS[name]})
+    config = zc.make(MoEConfig, **combinations.COMBINATIONS[name])
     layer = MoE(config, D)
     layer.reset_parameters(0.5)
     with torch.no_grad():
