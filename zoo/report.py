@@ -30,7 +30,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
     shown.show_header = any(columns)
     for i, name in enumerate(columns):
         numeric = any(isinstance(row[i], int | float) for row in rows)
-        shown.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=i == 0 or numeric)
+        shown.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
     for row in rows:
         shown.add_row(*(number(value) for value in row))
     # Where the terminal is too narrow, lines wrap: a number that is cut off would be a wrong one.

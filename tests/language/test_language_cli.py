@@ -80,6 +80,7 @@ def line(done: tuple[object, str, str]) -> str:
         ({"x.jsonl": b'{"body": "a"}'}, ("data.path=x.jsonl",), "has no text 'text' (found: body); set data.key=..."),
         ({"x.jsonl": b"\n"}, ("data.path=x.jsonl",), "'x.jsonl' is empty"),
         ({"x.txt": b"abc " * 99}, ("data.context=400",), "context=400 leaves no window in the 356 training tokens"),
+        ({"x.txt": b"abc " * 99}, ("data.context=65",), "context=65 and the model takes 64 tokens at most"),
         ({"x.txt": b"abc"}, (), "'x.txt' has no text in its val split; give more text"),
         ({"x.txt": b"abc " * 99}, ("data.vocabulary=language/bite",), "unknown vocabulary 'language/bite'; did you"),
         ({"x.txt": b"abc " * 99}, ("data.vocabulary=char",), "unknown vocabulary 'char'; did you mean language/char?"),

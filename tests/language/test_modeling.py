@@ -195,7 +195,7 @@ def test_inputs_that_cannot_be(inputs: dict[str, Any], message: str) -> None:
 def test_a_model_keeps_its_vocabulary() -> None:
     char = Char(Char.Config(characters="abc"))
     theirs, used = saved(Byte(Byte.Config())), []
-    model = SimpleNamespace(config=SimpleNamespace(vocab_size=3))
+    model = SimpleNamespace(config=SimpleNamespace(vocab_size=3, max_length=8))
 
     class Data:
         def __init__(self) -> None:
@@ -209,6 +209,9 @@ def test_a_model_keeps_its_vocabulary() -> None:
     assert used == ["abc"]
     with pytest.raises(ZooError, match=r"has 256 tokens and the model 3; set model.vocab_size=256"):
         task().match(model, Data(), {})
+    longer = SimpleNamespace(preprocessing={"vocabulary": saved(char), "context": 9})
+    with pytest.raises(ZooError, match=r"context=9 and the model takes 8 tokens at most; set data.context=8"):
+        task().match(model, longer, {})
     fixed = SimpleNamespace(preprocessing={"vocabulary": theirs})
     with pytest.raises(ZooError, match="trained with vocabulary language/char, the data have language/byte"):
         task().match(model, fixed, {"vocabulary": saved(char)})

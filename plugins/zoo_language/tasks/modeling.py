@@ -62,6 +62,12 @@ class Modeling(Task):
                 f"the data's vocabulary has {size} tokens and the model {rows}; set model.vocab_size={size}, "
                 "or choose another data.vocabulary"
             )
+        context, longest = data.preprocessing.get("context", 1), model.config.max_length
+        if context > longest:
+            raise ZooError(
+                f"the data's windows have context={context} and the model takes {longest} tokens at most; "
+                f"set data.context={longest} or lower, or model.max_length={context}"
+            )
 
     def loss(self, model: Any, batch: Batch) -> Loss:
         inputs, target_BL, counts_BL = self._shift(batch)
