@@ -174,7 +174,7 @@ class Ridge(Forecaster):
         A missing target takes the valid value before it. Raises `ZooError` for windows of another length.
         """
         length, horizon = self.config.context, self.config.horizon
-        for batch in DataLoader(windows, batch_size=batch_size):
+        for batch in _batches(windows, batch_size):
             past_BL, valid_BL = batch["past"], batch["past_valid"]
             if past_BL.shape[1] != length or batch["future"].shape[1] != horizon:
                 found = f"context={past_BL.shape[1]} and horizon={batch['future'].shape[1]}"
@@ -183,3 +183,13 @@ class Ridge(Forecaster):
             shift_B1 = self._shift(past_BL, valid_BL)
             future_BH = complete_future(batch, last_value(past_BL, valid_BL))
             yield (past_BL - shift_B1) * valid_BL, future_BH - shift_B1, batch
+
+
+def _batches(windows: Dataset, batch_size: int) -> Iterator[Batch]:
+    """All windows in order; where the data set stacks them itself, without taking them apart first."""
+    stack = getattr(windows, "batch", None)
+    if not callable(stack):
+        yield from DataLoader(windows, batch_size=batch_size)
+        return
+    for index in torch.arange(len(windows)).split(batch_size):  # type: ignore[arg-type]
+        yield stack(index)

@@ -20,11 +20,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from zoo import config as zc
 from zoo.moe import RouterOutput, Routing
 from zoo.spec import ZooError
+from zoo.train.sampling import spread
 from zoo_time_series.blocks.least_squares import outer, solve, squared_error
 from zoo_time_series.models.baselines import Ridge
 
@@ -169,7 +170,8 @@ class LinearMoE(Ridge):
         gates, self.gates = list(self.gates), nn.ModuleList()
         length = self.config.context
         best, count = found["val_mse"], len(val) * self.config.horizon  # type: ignore[arg-type]
-        sample = torch.cat([x for x, _, _ in self.shifted(_some(train), batch_size)])
+        some = Subset(train, spread(len(train), SEEN))  # type: ignore[arg-type]
+        sample = torch.cat([x for x, _, _ in self.shifted(some, batch_size)])
         for number, gate in enumerate(gates):
             name = f"{number}_{gate.config.by}"
             gate.learn(sample)
@@ -225,12 +227,3 @@ def kmeans(x_TD: Tensor, count: int, rounds: int = 20) -> Tensor:
         size_E1 = member_ET.sum(1, keepdim=True)
         centre_ED = torch.where(size_E1 > 0, member_ET @ x_TD / size_E1.clamp(min=1), centre_ED)
     return centre_ED
-
-
-def _some(windows: Dataset) -> Dataset:
-    """At most `SEEN` windows, spread over all."""
-    from torch.utils.data import Subset
-
-    from zoo.train.sampling import spread
-
-    return Subset(windows, spread(len(windows), SEEN))  # type: ignore[arg-type]
