@@ -146,6 +146,14 @@ plugin = Plugin(
             "forecasting",
             "linear maps weighed by a router that sees the window",
             "MoLE, arXiv:2312.06786",
+            pretrained={
+                "m4_hourly": Weights(
+                    "bundled:weights/mole.m4_hourly",
+                    "time_series/mole_m4_hourly",
+                    "M4 Hourly",
+                    "data: CC BY 4.0, as the Monash repository states for its copy",
+                )
+            },
         ),
     ),
     datasets=(
