@@ -36,16 +36,24 @@ class Weights:
 
 @dataclass(frozen=True)
 class Importer:
-    """How a public checkpoint becomes ours: plain data, no code.
+    """How a public checkpoint becomes ours, and ours a public one: plain data, no code.
 
-    ``config`` maps a dotted key of our model config to the key of the foreign ``config.json``, or to the quotient of
-    two, ``"a // b"``, a whole number; ``fixed`` sets what the foreign config does not say; ``expect`` are foreign
-    settings that must hold, or the checkpoint is refused. ``preprocessing`` is what a model of ours is saved with.
+    ``config`` maps a dotted key of our model config (a number is a place in a list) to what the foreign
+    ``config.json`` says: a dotted key of it, a literal in JSON, a quotient ``"a // b"`` or product ``"a * b"`` of whole
+    numbers, or alternatives ``"a | b | 10000.0"``, of which the first that is there and not null counts. ``fixed`` sets
+    what the foreign config does not say; ``expect`` are foreign settings that must hold (a tuple: one of them), or the
+    checkpoint is refused. ``preprocessing`` is what a model of ours is saved with.
 
     ``keys`` maps a foreign key pattern to ours, with named fields: ``"model.layers.{n}.mlp.gate.weight"``. A pattern of
     ours that ends in ``[{e}]`` stacks the foreign tensors along a new first dimension; ``[{e}, :half]`` and
-    ``[{e}, half:]`` write the two halves of a gated matrix. A foreign pattern that ends in ``[{n}]`` or ``[0]`` takes
-    the rows of a foreign tensor apart.
+    ``[{e}, half:]`` write the two halves of a gated matrix; in ``[{n - first}]`` row 0 belongs to the number that the
+    foreign setting ``first`` gives. A foreign pattern that ends in ``[{n}]`` or ``[0]`` takes the rows of a foreign
+    tensor apart. ``dialects`` are other complete key maps of the same layout; a checkpoint is read
+    by the one that fits it best. Foreign keys that start with an entry of ``ignore``, in which ``{setting}`` is a
+    foreign setting, are left out.
+
+    Written out again, a config has what ``export`` holds besides, ``"=a"`` being what its key ``a`` says; ``training``
+    are dotted keys of ours that only matter in training, which a foreign config cannot say.
     """
 
     config: Mapping[str, str]
@@ -53,6 +61,10 @@ class Importer:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     expect: Mapping[str, Any] = field(default_factory=dict)
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    dialects: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    ignore: tuple[str, ...] = ()
+    export: Mapping[str, Any] = field(default_factory=dict)
+    training: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

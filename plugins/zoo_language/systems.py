@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from zoo.spec import Importer, ModelSpec
+from zoo_language import importers
 
 DECODER = "zoo_language.models.decoder:Decoder"
 
 # Name, what it is, paper. Every one is the decoder with a YAML of its own; ``_tiny`` trains in a minute or two.
 SYSTEMS = (
+    ("llama", "Llama, one dense model: what upcycling starts from", "arXiv:2302.13971"),
     (
         "switch_base_128",
         "Switch-Base of 128 experts as one decoder: top-1, capacity",
@@ -49,7 +51,15 @@ SYSTEMS = (
     ("ling_lite", "Ling-Lite 16.8B: stochastic routing warm-up, normed head", "arXiv:2503.05139"),
     ("ling_tiny", "Ling at a size that trains here", "arXiv:2503.05139"),
 )
-IMPORTERS: dict[str, dict[str, Importer]] = {}
+IMPORTERS: dict[str, dict[str, Importer]] = {
+    "mixtral_8x7b": {"mixtral": importers.MIXTRAL},
+    "olmoe_7b": {"olmoe": importers.OLMOE},
+    "qwen3_30b_a3b": {"qwen3_moe": importers.QWEN3_MOE},
+    "deepseek_v3": {"deepseek_v3": importers.DEEPSEEK_V3},
+    "jetmoe_8b": {"jetmoe": importers.JETMOE},
+    "flexolmo_7x7b": {"flex_olmo": importers.FLEX_OLMO},
+    "llama": {"llama": importers.LLAMA},
+}
 MODELS = tuple(
     ModelSpec(name, DECODER, "modeling", doc, paper, importers=IMPORTERS.get(name, {})) for name, doc, paper in SYSTEMS
 )

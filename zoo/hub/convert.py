@@ -44,8 +44,7 @@ def convert(
     if chosen := _importer(entry, importer_name or _of_tag(entry, tag), foreign):
         if foreign is None:
             raise ZooError(f"the importer needs the checkpoint's settings: put its config.json at {beside}")
-        tree = zc.merge(importer.settings(chosen, foreign, source), overrides or {})
-        saved = importer.imported(entry, chosen, tree, lambda: tensors(path), source)
+        saved = importer.imported(entry, chosen, foreign, lambda: tensors(path), source, overrides)
     else:
         tree = zc.resolve_part("model", zc.merge({"name": entry.name}, overrides or {}), "model") or {}
         saved = fmt.Saved(entry.name, {k: v for k, v in tree.items() if k != "name"}, _own(path, source))
@@ -60,7 +59,7 @@ def _claimed(foreign: Mapping[str, Any] | None, source: str) -> str:
         name
         for name, entry in registry.entries("model").items()
         for each in getattr(entry.spec, "importers", {}).values()
-        if foreign and each.expect and all(foreign.get(key) == value for key, value in each.expect.items())
+        if foreign and each.expect and importer.fits(each, foreign) is None
     ]
     if len(claims) != 1:
         which = f"one of {', '.join(claims)}" if claims else "see `zoo list`"

@@ -22,7 +22,7 @@ from zoo.moe.experts.token import AttentionExperts
 from zoo.moe.layer import MoE, MoEConfig
 from zoo.moe.types import RouteContext, RouterOutput
 from zoo.nn.build import Site
-from zoo.nn.span import Span
+from zoo.nn.span import Span, asked
 from zoo.spec import ZooError
 from zoo_kernels import ops
 
@@ -126,7 +126,8 @@ class LatentAttention(nn.Module):
     from one latent of width ``kv_rank``, which is what the cache keeps, with one rotary key of width ``rope_dim``
     beside it. Queries come through a latent of ``q_rank`` too, unless it is None.
 
-    ``scale_latents`` multiplies each normed latent by sqrt(D / rank) (LongCat-Flash, arXiv:2509.01322).
+    ``scale_latents`` multiplies each normed latent by sqrt(D / rank) (LongCat-Flash, arXiv:2509.01322). ``norm_eps`` is
+    that of the latents' norms; None for the stack's.
     """
 
     @dataclass
@@ -140,6 +141,7 @@ class LatentAttention(nn.Module):
         rope_theta: float = 10000.0
         rope_interleaved: bool = True
         scale_latents: bool = False
+        norm_eps: float | None = None
 
         def __post_init__(self) -> None:
             at_least(1, self, "num_heads", "q_rank", "kv_rank", "nope_dim", "rope_dim", "v_dim")
@@ -157,16 +159,16 @@ class LatentAttention(nn.Module):
             self.q_proj = nn.Linear(width, q_size, bias=False)
         else:
             self.q_down = nn.Linear(width, c.q_rank, bias=False)
-            self.q_norm = site.norm(c.q_rank)
+            self.q_norm = site.norm(c.q_rank, c.norm_eps)
             self.q_up = nn.Linear(c.q_rank, q_size, bias=False)
         self.kv_down = nn.Linear(width, c.kv_rank + c.rope_dim, bias=False)
-        self.kv_norm = site.norm(c.kv_rank)
+        self.kv_norm = site.norm(c.kv_rank, c.norm_eps)
         self.kv_up = nn.Linear(c.kv_rank, c.num_heads * (c.nope_dim + c.v_dim), bias=False)
         self.o_proj = nn.Linear(c.num_heads * c.v_dim, width, bias=False)
 
     def forward(self, x_BLD: Tensor, span: Span, ctx: RouteContext, state: Any = None) -> Mixed:
-        c, asked = self.config, x_BLD[:, span.first :]
-        q = self.q_proj(asked) if c.q_rank is None else self.q_up(self.q_norm(self.q_down(asked)) * self.q_scale)
+        c, seen = self.config, x_BLD[:, span.first :]
+        q = self.q_proj(seen) if c.q_rank is None else self.q_up(self.q_norm(self.q_down(seen)) * self.q_scale)
         q_nope, q_rope = self._heads(q).split([c.nope_dim, c.rope_dim], -1)
         latent_BLR, rope_BLC = self.kv_down(x_BLD).split([c.kv_rank, c.rope_dim], -1)
         latent_BLR = self.kv_norm(latent_BLR) * self.kv_scale
@@ -217,29 +219,28 @@ class MoEAttention(nn.Module):
             experts={"name": "attention_heads", "size": size},
         )
         self.moe = MoE(moe, width)
-        self.k_proj = nn.Linear(width, size, bias=False)
-        self.v_proj = nn.Linear(width, size, bias=False)
+        self.kv_proj = nn.Linear(width, 2 * size, bias=False)
         self.bias = nn.Parameter(torch.zeros(width)) if config.bias else None
 
     def forward(self, x_BLD: Tensor, span: Span, ctx: RouteContext, state: Any = None) -> Mixed:
-        asked, position_BQ = x_BLD[:, span.first :], span.position_BL[:, span.first :]
-        out = self.moe.route(asked, ctx.at(self.moe.layer), state)
+        (seen, ctx), position_BQ = asked(x_BLD, ctx, span), span.position_BL[:, span.first :]
+        out = self.moe.route(seen, ctx.at(self.moe.layer), state)
         plan = ops.plan(out.index_TK, self.moe.num_experts, out.used_TK)
         experts: AttentionExperts = self.moe.bank  # type: ignore[assignment]
         slots = out.index_TK.shape[-1]
-        q_TKC = experts.queries(asked.flatten(0, 1), plan, slots)
+        q_TKC = experts.queries(seen.flatten(0, 1), plan, slots)
         heads = (self.config.num_kv_heads, self.head_dim)
-        q_BQKHC = q_TKC.view(*asked.shape[:2], slots, *heads)
+        q_BQKHC = q_TKC.view(*seen.shape[:2], slots, *heads)
         # The queries of a key's head are neighbours: its heads times the slots.
         q = q_BQKHC.permute(0, 3, 2, 1, 4).flatten(1, 2)
-        k, v = (proj(x_BLD).unflatten(-1, heads).transpose(1, 2) for proj in (self.k_proj, self.v_proj))
+        k, v = self.kv_proj(x_BLD).unflatten(-1, (2, *heads)).permute(2, 0, 3, 1, 4)
         theta = self.config.rope_theta
         q, k = rotary(q, position_BQ, theta), rotary(k, span.position_BL, theta)
         if span.cache is not None:
             k, v = span.cache.extend(self, k, v)
         y_BHKQC = attend(q, k, v, span).unflatten(1, (heads[0], slots))
         y_TKC = y_BHKQC.permute(0, 3, 2, 1, 4).flatten(3).flatten(0, 1)
-        y = experts.outputs(y_TKC, out.weight_TK, plan).view_as(asked)
+        y = experts.outputs(y_TKC, out.weight_TK, plan).view_as(seen)
         return (y if self.bias is None else y + self.bias), out
 
 

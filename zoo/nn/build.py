@@ -28,10 +28,10 @@ class Site:
     norm_name: Literal["rms", "layer"] = "rms"
     norm_eps: float = 1e-6
 
-    def norm(self, width: int | None = None) -> nn.Module:
-        """A norm over the last dimension, of the stack's width unless told."""
+    def norm(self, width: int | None = None, eps: float | None = None) -> nn.Module:
+        """A norm over the last dimension, of the stack's width and epsilon unless told."""
         made = nn.RMSNorm if self.norm_name == "rms" else nn.LayerNorm
-        return made(width or self.hidden_size, eps=self.norm_eps)
+        return made(width or self.hidden_size, eps=self.norm_eps if eps is None else eps)
 
     def mixer(self) -> nn.Module:
         """A mixer of this layer: ``mixer(x_BLD, span, ctx, state) -> (y, RouterOutput or None)``, ``y`` for the

@@ -6,11 +6,12 @@ Shapes: B batch, L new positions, S all positions (cached and new), Q positions 
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
 
+from zoo.moe.types import RouteContext
 from zoo.spec import ZooError
 
 
@@ -117,3 +118,16 @@ def span_of(
         opens_BL = document_BL != torch.cat([document_BL[:, :1], document_BL[:, :-1]], dim=1)
         position_BL = position_BL - torch.where(opens_BL, position_BL, 0).cummax(1).values
     return Span(position_BL, length, start, 0, causal, all_valid, document_BL, cache)
+
+
+def asked(x: Tensor, ctx: RouteContext, span: Span) -> tuple[Tensor, RouteContext]:
+    """States and context of the positions that are asked for."""
+    if not span.first:
+        return x, ctx
+    length = x.shape[1]
+    cut = {
+        f.name: value[:, span.first :]
+        for f in fields(ctx)
+        if isinstance(value := getattr(ctx, f.name), Tensor) and value.dim() > 1 and value.shape[1] == length
+    }
+    return x[:, span.first :], replace(ctx, **cut)

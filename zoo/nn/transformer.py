@@ -36,7 +36,8 @@ class TransformerConfig:
         first: [{count: 3, feed_forward: {name: dense, intermediate_size: 18432}}]     # DeepSeek-V3
         pattern: [{feed_forward: {name: dense, intermediate_size: 8192}}, {}]          # GShard: every other layer
 
-    ``pool`` neighbouring MoE layers share one bank of ``moe.num_experts`` experts (ReXMoE, S008).
+    ``pool`` neighbouring MoE layers share one bank of ``moe.num_experts`` experts (ReXMoE, S008). ``final_norm_eps`` is
+    that of the norm above all layers, where it is another (JetMoE).
     """
 
     hidden_size: int = 128
@@ -50,6 +51,7 @@ class TransformerConfig:
     pool: int = 1
     norm: Literal["rms", "layer"] = "rms"
     norm_eps: float = 1e-6
+    final_norm_eps: float | None = None
     init_std: float = 0.02
     causal: bool = True
     activation_checkpointing: bool = False
@@ -78,7 +80,7 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(self._build(config))
         last_post = config.wiring["name"] == "sequential" and config.wiring["norm"] == "post"
         site = Site(config.hidden_size, norm_name=config.norm, norm_eps=config.norm_eps)
-        self.norm: nn.Module = nn.Identity() if last_post else site.norm()
+        self.norm: nn.Module = nn.Identity() if last_post else site.norm(eps=config.final_norm_eps)
         mixtures = [module for module in self.layers.modules() if isinstance(module, MoE)]
         for place, moe in enumerate(mixtures):
             moe.layer = place

@@ -20,7 +20,7 @@ from zoo.moe.layer import MoE
 from zoo.moe.types import RouteContext, RouterOutput
 from zoo.nn.build import Site
 from zoo.nn.feed_forward import Mixture
-from zoo.nn.span import Span
+from zoo.nn.span import Span, asked
 from zoo.spec import ZooError
 
 
@@ -36,19 +36,6 @@ class Carry(NamedTuple):
     def after(self, out: RouterOutput | None) -> Carry:
         """The carry beyond a part that may have routed."""
         return self if out is None else self._replace(state=out.state, routing=(*self.routing, out))
-
-
-def asked(x: Tensor, ctx: RouteContext, span: Span) -> tuple[Tensor, RouteContext]:
-    """States and context of the positions that are asked for."""
-    if not span.first:
-        return x, ctx
-    length = x.shape[1]
-    cut = {
-        f.name: value[:, span.first :]
-        for f in fields(ctx)
-        if isinstance(value := getattr(ctx, f.name), Tensor) and value.dim() > 1 and value.shape[1] == length
-    }
-    return x[:, span.first :], replace(ctx, **cut)
 
 
 class Wiring(nn.Module):
