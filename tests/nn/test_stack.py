@@ -34,6 +34,8 @@ CASES: dict[str, dict[str, Any]] = {
     "mixer mla": {"mixer": MLA},
     "mixer mla with query latent": {"mixer": {**MLA, "q_rank": 5, "scale_latents": True}},
     "mixer moe_attention": {"mixer": {"name": "moe_attention", "num_kv_heads": 2, "bias": True}},
+    "mixer lightning": {"mixer": {"name": "lightning", "num_heads": 2, "chunk": 3}},
+    "mixer lightning among others": {"pattern": [{"count": 2, "mixer": {"name": "lightning", "num_heads": 2}}, {}]},
     "feed_forward moe": {"moe": {"shared": {"name": "bias"}}},
     "feed_forward dense": {"pattern": [{"feed_forward": {"name": "dense", "intermediate_size": 8}}, {}]},
     "feed_forward dense plain": {"first": [{"feed_forward": {"name": "dense", "gated": False, "bias": True}}]},
@@ -175,6 +177,17 @@ def test_interleaved_rotary_is_half_split_rotary_of_sorted_features() -> None:
     order = torch.tensor([0, 2, 4, 6, 1, 3, 5, 7])
     wanted = rotary(x[..., order], position, 100.0)
     torch.testing.assert_close(rotary(x, position, 100.0, interleaved=True)[..., order], wanted)
+
+
+def test_lightning_is_a_recurrence() -> None:
+    mixer = build("mixer lightning", num_layers=2).layers[0].mixer
+    q, k, v = torch.randn(3, 1, 2, L, 8)
+    y, _ = mixer.scan(q, k, v, torch.arange(L)[None], torch.zeros(1, L, dtype=torch.long))
+    state, wanted = torch.zeros(1, 2, 8, 8), []
+    for t in range(L):
+        state = state * torch.exp(-mixer.rate_H)[:, None, None] + k[:, :, t, :, None] * v[:, :, t, None]
+        wanted.append((q[:, :, t, None] @ state)[:, :, 0])
+    torch.testing.assert_close(y, torch.stack(wanted, 2), rtol=1e-5, atol=1e-5)
 
 
 def test_a_window_is_a_band() -> None:

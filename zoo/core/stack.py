@@ -27,6 +27,14 @@ PARTS = (
         "arXiv:2404.07413",
         "JetMoE",
     ),
+    PartSpec(
+        "mixer",
+        "lightning",
+        "zoo.nn.linear_attention:LightningAttention",
+        "W_o (sigmoid(W_g x) n(sum_s a^(t - s) (q . k_s) v_s))",
+        "arXiv:2501.08313",
+        "MiniMax-01, MiniMax-M1",
+    ),
     PartSpec("feed_forward", "moe", "zoo.nn.feed_forward:Mixture", "the mixture of `stack.moe`", "", "nearly all"),
     PartSpec(
         "feed_forward",

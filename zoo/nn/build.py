@@ -17,14 +17,15 @@ from zoo.moe.layer import MoEConfig
 
 @dataclass(frozen=True)
 class Site:
-    """Where a part goes: the width of the stack, its mixture, the layer's parts, experts that another layer lends, and
-    the kind of norm."""
+    """Where a part goes: the width of the stack, its mixture, the layer's parts, experts that another layer lends, its
+    height in the stack (0 lowest, 1 highest), and the kind of norm."""
 
     hidden_size: int
     moe: MoEConfig = field(default_factory=MoEConfig)
     mixer_node: Any = None
     feed_forward_node: Any = None
     lent: Bank | None = None
+    depth: float = 0.0
     norm_name: Literal["rms", "layer"] = "rms"
     norm_eps: float = 1e-6
 

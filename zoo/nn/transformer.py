@@ -99,15 +99,8 @@ class Transformer(nn.Module):
         served = 0
         for index in range(config.num_layers):
             nodes = config.layer_parts(index)
-            site = Site(
-                config.hidden_size,
-                config.moe,
-                nodes["mixer"],
-                nodes["feed_forward"],
-                lent,
-                config.norm,
-                config.norm_eps,
-            )
+            parts, depth = (nodes["mixer"], nodes["feed_forward"]), index / max(1, config.num_layers - 1)
+            site = Site(config.hidden_size, config.moe, *parts, lent, depth, config.norm, config.norm_eps)
             layer = zc.build("wiring", nodes["wiring"], site)
             mixture = next((m for m in layer.modules() if isinstance(m, Mixture)), None)
             if mixture is not None and config.pool > 1:
