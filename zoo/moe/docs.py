@@ -47,7 +47,32 @@ in a config, in this order:
 
 x is the token, z logits, s scores, w weights, E experts, T tokens, k experts a token. Every part's docstring
 says more.
+
+## What a part is
+
+A class with a dataclass `Config`, whose fields are its settings, and these calls; CONTRIBUTING.md shows one whole.
+Parts with parameters also have `reset_parameters(std)`; those that lack something in `ctx` say so in a `ZooError`.
+
 """
+
+CALLS = {
+    "router": "(config, hidden_size, num_experts); forward(x_TD, valid_T, ctx, state) -> RouterOutput; slots",
+    "scorer": "(config, hidden_size, num_experts); forward(x_TD, ctx, state) -> logits_TE, state",
+    "logit_hook": "(config, hidden_size, num_experts); forward(values_TE, x_TD, ctx) -> logits_TE",
+    "activation": "(config, num_experts); forward(logits_TE, ctx) -> scores_TE",
+    "select_hook": "(config, hidden_size, num_experts); forward(values_TE, x_TD, ctx) -> select_TE",
+    "selector": "(config, hidden_size, num_experts); forward(x_TD, select_TE, scores_TE, ctx) -> index_TK, used_TK; "
+    "slots",
+    "capacity": "(config, num_experts); forward(index_TK, used_TK, select_TE, ctx) -> used_TK",
+    "weigher": "(config, hidden_size, num_experts); forward(x_TD, logits_TE, scores_TE, index_TK, used_TK, ctx) "
+    "-> weight_TK, shared_TS or None",
+    "experts": "zoo.moe.experts.Bank; rows(x, plan, valid_NW) -> y; stacked",
+    "shared": "zoo.moe.shared.Shared; branch(x, weight) -> y; make(hidden_size)",
+    "balancer": "zoo.moe.balance.Balancer; any of bias(layer, scores_TE, valid_T), loss(routing), observe(routing), "
+    "step()",
+    "unit": "zoo.moe.units.TokenUnit; see(x, ctx) -> seen_TD, valid_T, ctx; split, join, spread",
+}
+"""How a part of each kind is made and called: all that a new one has to know."""
 
 
 def page() -> str:
@@ -55,7 +80,9 @@ def page() -> str:
     made = {kind: [e.spec for e in registry.entries(kind).values() if not e.plugin.name] for kind in registry.kinds()}
     parts = {kind: [s for s in specs if isinstance(s, PartSpec)] for kind, specs in made.items()}
     known = [*KINDS, *(kind for kind in parts if kind not in KINDS)]
-    return INTRO + "".join(_section(kind, parts[kind]) for kind in known if parts.get(kind))
+    width = max(map(len, CALLS))
+    calls = [f"    {kind:{width}}  {call}\n" for kind, call in CALLS.items()]
+    return INTRO + "".join(calls) + "".join(_section(kind, parts[kind]) for kind in known if parts.get(kind))
 
 
 def _section(kind: str, specs: list[PartSpec]) -> str:
