@@ -11,7 +11,6 @@ import pytest
 
 from zoo import cli, create_model, hub
 from zoo import config as zc
-from zoo.eval import suite as suites
 from zoo.eval.evaluate import Report
 from zoo.eval.suite import Suite, read_suite, run_suite, sections, summary
 from zoo.spec import ZooError
@@ -83,7 +82,7 @@ def test_a_suite_leaves_out_what_is_not_here(tmp_path: Path, monkeypatch: pytest
         run_suite(saved(tmp_path / "ridge"), str(tmp_path / "mine.yaml"), only="weather", quiet=True)
 
 
-@pytest.mark.parametrize("name", suites.suites())
+@pytest.mark.parametrize("name", zc.suites())
 def test_shipped_suites_are_sound(name: str) -> None:
     suite = read_suite(name)
     labels = [label for label, _ in sections(suite, {"context": 96})]

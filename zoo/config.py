@@ -143,10 +143,19 @@ def recipe_path(recipe: str) -> tuple[Path, Path]:
 
 def recipes() -> dict[str, Path]:
     """Every recipe that the installed plugins ship, by ``plugin/name``. A name that starts with ``_`` is a fragment."""
+    return _shipped("*.yaml")
+
+
+def suites() -> dict[str, Path]:
+    """Every suite of evaluations that the installed plugins ship, by ``plugin/name``."""
+    return _shipped("suites/*.yaml")
+
+
+def _shipped(pattern: str) -> dict[str, Path]:
     return {
         f"{plugin.name}/{path.stem}": path
         for plugin in registry.list_plugins().values()
-        for path in sorted(resources.plugin_configs(plugin.name, plugin.package).glob("*.yaml"))
+        for path in sorted(resources.plugin_configs(plugin.name, plugin.package).glob(pattern))
         if not path.stem.startswith("_")
     }
 

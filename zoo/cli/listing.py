@@ -27,6 +27,7 @@ def list_command(
     names = registry.list_models(pattern, task=task, pretrained=pretrained)
     only_models = bool(task or pretrained)
     recipes = [] if only_models else [name for name in config.recipes() if fnmatch.fnmatch(name, pattern)]
+    suites = [] if only_models else [name for name in config.suites() if fnmatch.fnmatch(name, pattern)]
     datasets = [] if only_models else registry.list_datasets(pattern)
     models = []
     for name in names:
@@ -44,6 +45,7 @@ def list_command(
     document = {
         "models": models,
         "recipes": recipes,
+        "suites": suites,
         "datasets": [
             {
                 "name": n,
@@ -69,6 +71,8 @@ def list_command(
         typer.echo(f"no model matches '{pattern}'")
     if recipes:
         table("recipes (zoo train NAME)", ("name",), [(name,) for name in recipes])
+    if suites:
+        table("suites (zoo eval MODEL suite=NAME)", ("name",), [(name,) for name in suites])
     if datasets:
         table("data sets", ("name", "", "licence"), [(d["name"], d["doc"], d["licence"]) for d in document["datasets"]])
     if not only_models:

@@ -16,7 +16,7 @@ def data_section(name: str, overrides: zc.Tree, command: str = "eval", more: Seq
     further ones of the command) and without data."""
     unknown = set(overrides) - {"data"}
     if unknown:
-        known = ("data", "device", "split", "batch_size", "limit", "suite", *more)
+        known = ("data", "device", "split", "batch_size", "limit", *more)
         raise ZooError(f"unknown setting '{min(unknown)}' of zoo {command}; {registry.suggest(min(unknown), known)}")
     if name.startswith((".", "/", "~")):
         hub.folder.saved_folder(Path(name).expanduser())

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo import config as zc
-from zoo import registry, resources
+from zoo import registry
 from zoo.eval.evaluate import Report, evaluate
 from zoo.hub import Predictor
 from zoo.spec import ZooError
@@ -51,20 +51,11 @@ class SuiteReport:
         return json.dumps({**self.__dict__, "reports": {k: r.__dict__ for k, r in self.reports.items()}}, indent=2)
 
 
-def suites() -> dict[str, Path]:
-    """Every suite of the installed plugins, by ``plugin/name``."""
-    return {
-        f"{plugin.name}/{path.stem}": path
-        for plugin in registry.list_plugins().values()
-        for path in sorted((resources.plugin_configs(plugin.name, plugin.package) / "suites").glob("*.yaml"))
-    }
-
-
 def read_suite(name: str) -> Suite:
     """A suite by ``plugin/name`` or the path of a YAML file. Raises `ZooError` for what is unknown or malformed."""
     if name.endswith((".yaml", ".yml")):
         path = Path(name)
-    elif name in (known := suites()):
+    elif name in (known := zc.suites()):
         path = known[name]
     else:
         raise ZooError(f"unknown suite '{name}'; {registry.suggest(name, known)}")
