@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from zoo.cli import bench, convert, doctor, evaluate, info, listing, predict, reproduce, trace, train
+from zoo.cli import bench, convert, doctor, evaluate, info, listing, predict, reproduce, trace, train, upcycle
 from zoo.cli.new_plugin import new_plugin_command
 from zoo.spec import ZooError
 
@@ -31,6 +31,7 @@ app.command("trace")(trace.trace_command)
 app.command("predict")(predict.predict_command)
 app.command("reproduce")(reproduce.reproduce_command)
 app.command("convert")(convert.convert_command)
+app.command("upcycle")(upcycle.upcycle_command)
 app.command("doctor")(doctor.doctor_command)
 app.add_typer(bench.app, name="bench")
 app.command("new-plugin")(new_plugin_command)

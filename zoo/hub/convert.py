@@ -21,7 +21,16 @@ from zoo.spec import Importer, ModelSpec, ZooError
 def convert(
     source: str, to: Path, name: str = "", importer_name: str = "", overrides: Mapping[str, Any] | None = None
 ) -> Model:
-    """Read weights, check that every one of them has its place, and save them as `zoo.load` wants them, in fp32.
+    """What `opened` reads, saved as `zoo.load` wants it, in fp32."""
+    if fmt.same(_path(source), to):
+        raise ZooError(f"--to {to} is where the weights come from; name another folder")
+    model = opened(source, name, importer_name, overrides)
+    fmt.save(to, model, extra={"converted_from": source})
+    return model
+
+
+def opened(source: str, name: str = "", importer_name: str = "", overrides: Mapping[str, Any] | None = None) -> Model:
+    """Read foreign weights and check that every one of them has its place.
 
     Args:
         source: a file (.safetensors, .pt, .pth, .bin, .ckpt) or a folder of them, or ``hf-hub:ORG/NAME@REVISION``.
@@ -33,11 +42,7 @@ def convert(
     Raises:
         ZooError: a pickle that is more than weights, settings that no model has, or keys that do not fit.
     """
-    path = sources.locate(source) if source.startswith(("hf-hub:", "local-dir:")) else Path(source).expanduser()
-    if not path.exists():
-        raise ZooError(f"'{source}' does not exist; name a file or folder of weights, or hf-hub:ORG/NAME")
-    if fmt.same(path, to):
-        raise ZooError(f"--to {to} is where the weights come from; name another folder")
+    path = _path(source)
     beside = (path if path.is_dir() else path.parent) / fmt.CONFIG
     foreign = fmt.read_json(beside) if beside.is_file() else None
     entry, tag = registry.find_model(name or _claimed(foreign, source))
@@ -48,9 +53,21 @@ def convert(
     else:
         tree = zc.resolve_part("model", zc.merge({"name": entry.name}, overrides or {}), "model") or {}
         saved = fmt.Saved(entry.name, {k: v for k, v in tree.items() if k != "name"}, _own(path, source))
-    model = instantiate(entry.name, saved, "cpu")
-    fmt.save(to, model, extra={"converted_from": source})
-    return model
+    return instantiate(entry.name, saved, "cpu")
+
+
+def _path(source: str) -> Path:
+    path = sources.locate(source) if source.startswith(("hf-hub:", "local-dir:")) else Path(source).expanduser()
+    if not path.exists():
+        raise ZooError(f"'{source}' does not exist; name a file or folder of weights, or hf-hub:ORG/NAME")
+    return path
+
+
+def is_foreign(source: str) -> bool:
+    """Whether a source is a folder or hub repository with another library's ``config.json``."""
+    if not source.startswith(("hf-hub:", "local-dir:")) and not (Path(source).expanduser() / fmt.CONFIG).is_file():
+        return False
+    return sources.registered(source) is None and "format" not in fmt.read_json(_path(source) / fmt.CONFIG)
 
 
 def _claimed(foreign: Mapping[str, Any] | None, source: str) -> str:
