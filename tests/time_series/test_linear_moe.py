@@ -13,9 +13,10 @@ import torch
 from zoo import config as zc
 from zoo import create_model
 from zoo.spec import ZooError
+from zoo_time_series.blocks.least_squares import outer, solve, squared_error
 from zoo_time_series.data.frame import to_panel
 from zoo_time_series.data.windows import SeriesDataset, split_rows
-from zoo_time_series.models.linear_moe import Gate, GateConfig, LinearMoE, kmeans
+from zoo_time_series.models.linear_moe import Gate, GateConfig, LinearMoE, blocks, kmeans, left_over
 
 HOUR, WEEKDAY = {"by": "hour", "experts": 8}, {"by": "weekday", "experts": 7}
 
@@ -99,24 +100,49 @@ def test_each_window_goes_through_its_expert() -> None:
 def test_it_beats_the_ridge_where_the_hour_decides() -> None:
     source = data(by_hour=1.4)
     model, found = fitted(source, [HOUR])
-    ridge, _ = fitted(source, [])
-    assert found["val_mse_0_hour"] < 0.95 * found["val_mse"]
+    ridge, plain = fitted(source, [])
+    assert found["gain_0_hour"] < -0.05 and found["val_mse"] < 0.95 * plain["val_mse"]
     assert mse(model, source, "test") < 0.95 * mse(ridge, source, "test")
-    # The error that the penalties were chosen by, from moments alone, is that of the forecasts.
-    assert found["val_mse_0_hour"] == pytest.approx(mse(model, source, "val"), rel=1e-4)
+    assert found["val_mse"] == pytest.approx(mse(model, source, "val"), rel=1e-4)
 
 
 def test_a_gate_that_does_not_help_is_left_out() -> None:
     source = data(by_hour=0.0, rows=400)
     model, found = fitted(source, [WEEKDAY, HOUR])
-    left_out = [
-        gate
-        for gate, key in zip(model.gates, ("0_weekday", "1_hour"), strict=True)
-        if found[f"penalty_{key}"] == math.inf
-    ]
-    assert left_out and all(not gate.weight.any() and not gate.bias.any() for gate in left_out)
-    assert found["val_mse_1_hour"] <= found["val_mse_0_weekday"] <= found["val_mse"]
-    assert found["val_mse_1_hour"] == pytest.approx(mse(model, source, "val"), rel=1e-4)
+    names = [key for key in ("0_weekday", "1_hour") if found[f"penalty_{key}"] == math.inf]
+    assert names and all(found[f"gain_{name}"] == 0 for name in names)
+    for name in names:
+        left_out = model.gates[int(name[0])]
+        assert not left_out.weight.any() and not left_out.bias.any()
+
+
+def test_errors_of_the_parts_are_those_of_maps_that_did_not_see_them() -> None:
+    """By hand for one block: a map from the windows of the others forecasts it."""
+    source = data(by_hour=1.4, rows=600)
+    model = create_model("time_series/linear_moe", context=8, horizon=2, gates=[HOUR])
+    assert isinstance(model, LinearMoE)
+    windows = source.split("train")
+    (moments,) = model._moments(windows, 3, 100)
+    batch = windows.batch(torch.arange(len(windows)))
+    block = blocks(batch["series"], 3, 5)
+    shift = batch["past"].mean(1, keepdim=True)
+    x, y = (batch["past"] - shift).double(), (batch["future"] - shift).double()
+    seen, unseen = (block < 3) & (block != 1), block == 1
+    own, other = moments[:, :3].sum((0, 1)) - moments[:, 1].sum(0), moments[:, 1].sum(0)
+    _, weight, bias = next(solve(own, 8, [0.1]))
+    centred = x[seen] - x[seen].mean(0)
+    gram = centred.T @ centred
+    expected = torch.linalg.solve(gram + 0.1 * gram.trace() / 8 * torch.eye(8), centred.T @ (y[seen] - y[seen].mean(0)))
+    torch.testing.assert_close(weight, expected, atol=1e-6, rtol=1e-5)
+    rest = y[unseen] - x[unseen] @ weight - bias
+    assert squared_error(other, weight, bias) == pytest.approx(float(rest.square().sum()), rel=1e-6)
+    torch.testing.assert_close(left_over(other, weight, bias), outer(x[unseen], rest), atol=1e-6, rtol=1e-6)
+
+
+def test_blocks_of_time_leave_a_gap() -> None:
+    found = blocks(torch.tensor([4] * 40 + [9] * 20), 2, 3)
+    assert found.tolist() == [0] * 17 + [2] * 6 + [1] * 17 + [0] * 8 + [2] * 4 + [1] * 8
+    assert blocks(torch.tensor([0, 0, 1]), 0, 3).tolist() == [0, 0, 0]
 
 
 def test_later_points_are_routed_by_their_own_date_and_gaps_are_learned_through() -> None:
