@@ -25,10 +25,15 @@ def call(rng: random.Random, check: bool) -> float:
     gated = activation in reference.GATED
     width = inner * (2 if gated else 1)
     shapes = [(tokens, model), (tokens * k,), (experts, width, model), (experts, model, inner), (experts, width)]
+    widths = None
+    if rng.random() < 0.3:  # experts that differ in width
+        units = [rng.randint(0, inner) for _ in range(experts)]
+        widths, twice = ops.Widths.of(units), width // inner
+        shapes[2:] = [(twice * sum(units), model), (sum(units), model), (twice * sum(units),)]
     x, weight, w_in, w_out, b_in = leaves = [torch.randn(shape, requires_grad=True) for shape in shapes]
     index, _, _ = ops.route(torch.randn(tokens, experts), k)
     plan = ops.plan(index, experts, torch.rand(tokens, k) > rng.choice([-1.0, 0.3]))
-    options = {"activation": activation, "interleaved": gated and rng.random() < 0.3}
+    options = {"activation": activation, "widths": widths, "interleaved": gated and rng.random() < 0.3}
     if activation == "clamped_swiglu":
         options["limit"] = 7.0
     save = rng.choice(["hidden", "x_only"])
