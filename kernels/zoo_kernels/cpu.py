@@ -256,10 +256,11 @@ def _check_widths(widths: Widths, plan: Plan, units: int) -> None:
     start = widths.start_E1.tolist()
     inner = [stop - begin for begin, stop in pairwise(start)]
     fits = len(inner) == plan.num_experts and (start[0], start[-1]) == (0, units)
+    fits = fits and not any(size % max(widths.multiple, 1) for size in inner)
     if not fits or min(inner, default=0) < 0 or max(inner, default=0) > widths.widest:
         raise ValueError(
-            f"zoo_kernels: widths {inner}, at most {widths.widest}, do not fit {plan.num_experts} experts of {units} "
-            f"inner units; make them by Widths.of"
+            f"zoo_kernels: widths {inner}, at most {widths.widest} and multiples of {widths.multiple}, do not fit "
+            f"{plan.num_experts} experts of {units} inner units; make them by Widths.of"
         )
 
 

@@ -249,6 +249,7 @@ def test_widths_that_do_not_fit_are_refused() -> None:
         (ops.Widths.of([5, 1, 17, 8]), "do not fit"),
         (ops.Widths(torch.tensor([0, 5, 6, 23, 32]), 9), "do not fit"),
         (ops.Widths(torch.tensor([0, 5, 3, 23, 32]), 20), "do not fit"),
+        (ops.Widths(torch.tensor([0, 5, 6, 23, 32]), 17, 2), "multiples of 2"),
     ):
         layer.options["widths"] = widths
         with pytest.raises(ValueError, match=message):
