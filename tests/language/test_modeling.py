@@ -17,7 +17,7 @@ from zoo_language.data.vocabulary import Byte, Char, saved
 from zoo_language.data.windows import pack
 from zoo_language.generation import choose, generate, spell
 from zoo_language.models.decoder import Output
-from zoo_language.tasks.modeling import Modeling
+from zoo_language.tasks.modeling import LARGEST, Modeling
 
 TINY = {"hidden_size": 32, "num_layers": 2, "mixer": {"num_heads": 2}}
 INPUTS = {"prompt": "ab", "max_tokens": 12, "temperature": 1.0, "top_p": 1.0, "stop": None, "seed": 0}
@@ -112,6 +112,14 @@ def test_a_higher_order_predicts_a_pattern_and_is_saved_with_its_tables(tmp_path
     model.save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path)
     assert torch.equal(again(torch.tensor([[0, 0, 1]])).logits_BLV, model(torch.tensor([[0, 0, 1]])).logits_BLV)
+
+
+def test_rivals_are_as_large_as_the_vocabulary_allows() -> None:
+    at = lambda size: {"vocabulary": saved(Char(Char.Config(characters="".join(map(chr, range(1, size + 1))))))}  # noqa: E731
+    assert set(task().rivals(at(LARGEST))) == {"1-gram", "2-gram", "5-gram"}
+    assert task().rivals(at(LARGEST + 1)) == {}
+    with pytest.raises(ZooError, match=r"order=5 is too high for vocab_size=7000"):
+        create_model("language/ngram", order=5, vocab_size=7000)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])

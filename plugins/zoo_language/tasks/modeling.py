@@ -22,6 +22,9 @@ from zoo_language.data.vocabulary import restore
 from zoo_language.generation import generate, spell
 from zoo_language.tasks.scores import TokenScores
 
+LARGEST = 6144
+"""Size of a vocabulary up to which n-grams stand beside a model: 5-grams of so many are numbers below 2**63."""
+
 
 class Generation(NamedTuple):
     """What `Modeling.predict` returns: the prompt and the text that goes on from it."""
@@ -37,6 +40,7 @@ class Modeling(Task):
     Args (config):
         z_loss: coefficient of the mean squared log-sum-exp of the head's logits (as ST-MoE, arXiv:2202.08906, eq. 5).
         rivals: orders of the n-gram models that stand beside ours in every evaluation, fitted to the train split.
+            With more than 6,144 tokens there are none, as their tables of the whole vocabulary would fill the memory.
     """
 
     monitor = "loss"
@@ -94,6 +98,7 @@ class Modeling(Task):
         return {
             f"{order}-gram": create_model("language/ngram", order=order, vocab_size=size)
             for order in self.config.rivals
+            if size <= LARGEST
         }
 
     def stream(self, model: Any, preprocessing: Mapping[str, Any], inputs: Mapping[str, Any]) -> Iterator[str]:
