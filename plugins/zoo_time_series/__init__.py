@@ -109,7 +109,7 @@ plugin = Plugin(
             "linear_moe",
             "zoo_time_series.models.linear_moe:LinearMoE",
             "forecasting",
-            "linear experts in closed form, routed by date and by the window, beside a ridge",
+            "linear experts of several lookbacks in closed form, mixed by the kind of window",
         ),
         ModelSpec(
             "dlinear",

@@ -1,4 +1,4 @@
-"""The mixture of linear experts: gates by hand, errors known before they are measured, what it can and cannot beat."""
+"""The mixture of linear experts: cells, views and weights by hand; errors known before they are measured."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from zoo.spec import ZooError
 from zoo_time_series.blocks.least_squares import outer, solve, squared_error
 from zoo_time_series.data.frame import to_panel
 from zoo_time_series.data.windows import SeriesDataset, split_rows
-from zoo_time_series.models.linear_moe import Gate, GateConfig, LinearMoE, blocks, kmeans, left_over
+from zoo_time_series.models.linear_moe import CellRouter, Cells, LinearMoE, _view, blocks, filled, kmeans, simplex
 
-HOUR, WEEKDAY = {"by": "hour", "experts": 8}, {"by": "weekday", "experts": 7}
+HOUR = {"by": "hour", "cells": 2}
+VIEWS = [{"span": 8, "shift": "mean"}, {"span": 4, "shift": "last"}, {"span": 8, "shift": "none"}]
 
 
-def data(by_hour: float, rows: int = 1500, missing: float = 0.0) -> SeriesDataset:
+def data(by_hour: float, rows: int = 1200, missing: float = 0.0) -> SeriesDataset:
     """Hourly noise that follows the point before it, and the more the later in the day it is."""
     rng = np.random.default_rng(0)
     time = pd.date_range("2024-01-01", periods=rows, freq="h")
@@ -34,9 +35,15 @@ def data(by_hour: float, rows: int = 1500, missing: float = 0.0) -> SeriesDatase
     return SeriesDataset(panel, bounds, context=8, horizon=2, calendar=True)
 
 
-def fitted(source: SeriesDataset, gates: list[dict[str, Any]]) -> tuple[LinearMoE, dict[str, float]]:
-    model = create_model("time_series/linear_moe", context=8, horizon=2, gates=gates)
+def small(**overrides: Any) -> LinearMoE:
+    settings = {"context": 8, "horizon": 2, "views": VIEWS, "router": {"by": "none"}, "covariates": 4, **overrides}
+    model = create_model("time_series/linear_moe", **settings)
     assert isinstance(model, LinearMoE)
+    return model
+
+
+def fitted(source: SeriesDataset, **overrides: Any) -> tuple[LinearMoE, dict[str, Any]]:
+    model = small(**overrides)
     return model, model.fit(source.split("train"), source.split("val"))
 
 
@@ -47,37 +54,35 @@ def mse(model: LinearMoE, source: SeriesDataset, split: str) -> float:
     return float((predicted - batch["future"]).square().mean())
 
 
-def gate(**config: Any) -> Gate:
-    return Gate(zc.make(GateConfig, **config), 8, 2)
+def router(**config: Any) -> CellRouter:
+    return CellRouter(zc.make(Cells, **config), 3)
 
 
-def test_gates_by_date() -> None:
-    hours = torch.arange(24)
+def test_cells_by_date() -> None:
     date = torch.zeros(24, 4)
-    date[:, 0] = hours / 23 - 0.5
-    assert gate(by="hour", experts=24).route(torch.randn(24, 8), date).index_TK[:, 0].tolist() == hours.tolist()
-    out = gate(by="hour", experts=8).route(torch.randn(24, 8), date)
-    assert bool((out.index_TK[:, 0].diff() >= 0).all()) and out.counts_E().tolist() == [3] * 8
+    date[:, 0] = torch.arange(24) / 23 - 0.5
+    cells = router(by="hour", cells=8).cell(torch.randn(24, 8), date)
+    assert bool((cells.diff() >= 0).all()) and cells.bincount().tolist() == [3] * 8
     date[:7, 1] = torch.arange(7) / 6 - 0.5
-    assert gate(**WEEKDAY).route(torch.randn(7, 8), date[:7]).index_TK[:, 0].tolist() == list(range(7))
+    assert router(by="weekday", cells=7).cell(torch.randn(7, 8), date[:7]).tolist() == list(range(7))
     with pytest.raises(ZooError, match="needs the calendar, covariates=4"):
-        create_model("time_series/linear_moe", gates=[HOUR], covariates=0)
+        small(router=HOUR, covariates=0)
 
 
-def test_gates_by_the_window() -> None:
-    x = torch.randn(200, 8) * torch.linspace(0.1, 3, 200)[torch.randperm(200)][:, None]
-    wide = gate(by="spread", experts=4)
+def test_cells_by_the_window() -> None:
+    x = torch.randn(200, 8) * torch.linspace(0.1, 3, 200)[torch.randperm(200)][:, None] + 5
+    wide = router(by="spread", cells=4)
     wide.learn(x)
-    out = wide.route(x, None)
-    assert all(abs(int(count) - 50) <= 1 for count in out.counts_E())
-    assert out.index_TK[x.std(1).argmax()] == 3 and out.index_TK[x.std(1).argmin()] == 0
-    up, down = torch.arange(8.0) - 3.5, 3.5 - torch.arange(8.0)
-    shapes = torch.stack([up, 5 * up, down, 2 * down, 7 * up])
-    alike = gate(by="shape", experts=2, span=8)
+    cells = wide.cell(x, None)
+    assert all(abs(int(count) - 50) <= 1 for count in cells.bincount())
+    assert cells[x.std(1).argmax()] == 3 and cells[x.std(1).argmin()] == 0
+    up, down = torch.arange(8.0), -torch.arange(8.0)
+    shapes = torch.stack([up, 5 * up + 3, down, 2 * down, 7 * up])
+    alike = router(by="shape", cells=2, span=8)
     alike.learn(shapes)
-    assert [int(e) for e in alike.route(shapes, None).index_TK[:, 0]] in ([0, 0, 1, 1, 0], [1, 1, 0, 0, 1])
+    assert alike.cell(shapes, None).tolist() in ([0, 0, 1, 1, 0], [1, 1, 0, 0, 1])
     with pytest.raises(ZooError, match="looks at span=9 points, but context=8"):
-        gate(by="shape", span=9)
+        small(router={"by": "shape", "span": 9})
 
 
 def test_prototypes_are_means_of_their_members() -> None:
@@ -86,57 +91,94 @@ def test_prototypes_are_means_of_their_members() -> None:
     torch.testing.assert_close(centres.sort(dim=0).values, torch.stack([x[50:].mean(0), x[:50].mean(0)]))
 
 
-def test_each_window_goes_through_its_expert() -> None:
-    one = gate(by="hour", experts=3)
-    one.weight.copy_(torch.randn(3, 2, 8))
-    one.bias.copy_(torch.randn(3, 2))
-    x, date = torch.randn(5, 8), torch.tensor([-0.5, 0.0, 0.5, 0.0, -0.5])[:, None].expand(5, 4)
-    y = one(x, one.route(x, date))
-    for row, e in enumerate([0, 1, 2, 1, 0]):
-        torch.testing.assert_close(y[row], one.weight[e] @ x[row] + one.bias[e])
-    assert one.inactive_parameters() == 2 * (2 * 8 + 2)
+@pytest.mark.parametrize(("shift", "taken"), [("mean", 6.5), ("last", 8.0), ("none", 0.0)])
+def test_a_view_takes_off_what_it_puts_back(shift: str, taken: float) -> None:
+    view = _view({"span": 4, "shift": shift}, 8)
+    window = torch.arange(1.0, 9.0, dtype=torch.float64)
+    whole = torch.cat([window, torch.tensor([1.0, 20.0, 30.0], dtype=torch.float64)])
+    expected = [*(window[4:] - taken), 1, 20 - taken, 30 - taken]
+    torch.testing.assert_close(view.change(8, 2) @ whole, torch.tensor(expected, dtype=torch.float64))
+    weight, bias = torch.randn(4, 2, dtype=torch.float64), torch.randn(2, dtype=torch.float64)
+    folded, same = view.fold(weight, bias, 8)
+    torch.testing.assert_close(folded @ window + same, (window[4:] - taken) @ weight + bias + taken)
+    for wrong in ({"span": 9, "shift": "mean"}, {"span": 4, "shift": "median"}, {"span": 4}):
+        with pytest.raises(ZooError, match="a view"):
+            _view(wrong, 8)
 
 
-def test_it_beats_the_ridge_where_the_hour_decides() -> None:
-    source = data(by_hour=1.4)
-    model, found = fitted(source, [HOUR])
-    ridge, plain = fitted(source, [])
-    assert found["gain_0_hour"] < -0.05 and found["val_mse"] < 0.95 * plain["val_mse"]
-    assert mse(model, source, "test") < 0.95 * mse(ridge, source, "test")
-    assert found["val_mse"] == pytest.approx(mse(model, source, "val"), rel=1e-4)
+def test_weights_are_the_best_of_the_simplex() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        error = torch.randn(40, 3, generator=generator, dtype=torch.float64) + torch.tensor([0.0, 0.5, 3.0])
+        gram = error.T @ error
+        weight = simplex(gram, 0.0)
+        assert weight.min() >= 0 and float(weight.sum()) == pytest.approx(1)
+        grid = [(a, b) for a in torch.linspace(0, 1, 51) for b in torch.linspace(0, 1, 51) if a + b <= 1]
+        best = min(float((error @ torch.stack([a, b, 1 - a - b]).double()).square().sum()) for a, b in grid)
+        assert float(weight @ gram @ weight) <= best * (1 + 1e-6)
+    assert simplex(gram, math.inf).tolist() == pytest.approx([1 / 3] * 3)
+    assert (simplex(gram, 1e4) - 1 / 3).abs().max() < 1e-3
 
 
-def test_a_gate_that_does_not_help_is_left_out() -> None:
-    source = data(by_hour=0.0, rows=400)
-    model, found = fitted(source, [WEEKDAY, HOUR])
-    names = [key for key in ("0_weekday", "1_hour") if found[f"penalty_{key}"] == math.inf]
-    assert names and all(found[f"gain_{name}"] == 0 for name in names)
-    for name in names:
-        left_out = model.gates[int(name[0])]
-        assert not left_out.weight.any() and not left_out.bias.any()
+def test_the_forecast_is_the_weighed_sum_of_experts() -> None:
+    model = small(router=HOUR)
+    model.weight_VHL.copy_(torch.randn(3, 2, 8))
+    model.bias_VH.copy_(torch.randn(3, 2))
+    model.router.mix_EV.copy_(torch.tensor([[1.0, 0.0, 0.0], [0.2, 0.3, 0.5]]))
+    x, dates = torch.randn(2, 8), torch.zeros(2, 10, 4)
+    dates[0, 8, 0], dates[1, 8, 0] = -0.5, 0.5
+    out = model(x, dates)
+    each = torch.stack([x @ model.weight_VHL[v].T + model.bias_VH[v] for v in range(3)])
+    torch.testing.assert_close(out.values_BH[0], each[0, 0])
+    torch.testing.assert_close(out.values_BH[1], 0.2 * each[0, 1] + 0.3 * each[1, 1] + 0.5 * each[2, 1])
+    assert out.routing[0].counts_E().tolist() == [2, 1, 1]
 
 
-def test_errors_of_the_parts_are_those_of_maps_that_did_not_see_them() -> None:
-    """By hand for one block: a map from the windows of the others forecasts it."""
-    source = data(by_hour=1.4, rows=600)
-    model = create_model("time_series/linear_moe", context=8, horizon=2, gates=[HOUR])
-    assert isinstance(model, LinearMoE)
+def test_errors_from_moments_are_those_of_forecasts() -> None:
+    source = data(by_hour=0.0)
+    model, found = fitted(source, router={"by": "spread", "cells": 2})
+    single, equal, learned = torch.tensor(found["errors"]).T
+    assert len(single) == 5 and bool((learned <= 1.02 * single).all())
+    model.router.mix_EV.fill_(1 / 3)
+    assert float(equal[0]) == pytest.approx(mse(model, source, "val"), rel=1e-4)
+
+
+def test_a_part_is_forecast_by_maps_that_did_not_see_it() -> None:
+    """By hand for one block and the view that changes nothing."""
+    source, model = data(by_hour=0.0, rows=600), small(views=VIEWS[2:])
     windows = source.split("train")
-    (moments,) = model._moments(windows, 3, 100)
+    moments = model._moments(windows, 3, 100)[0]
     batch = windows.batch(torch.arange(len(windows)))
     block = blocks(batch["series"], 3, 5)
-    shift = batch["past"].mean(1, keepdim=True)
-    x, y = (batch["past"] - shift).double(), (batch["future"] - shift).double()
+    x, y = batch["past"].double(), batch["future"].double()
     seen, unseen = (block < 3) & (block != 1), block == 1
-    own, other = moments[:, :3].sum((0, 1)) - moments[:, 1].sum(0), moments[:, 1].sum(0)
-    _, weight, bias = next(solve(own, 8, [0.1]))
+    _, weight, bias = next(solve(moments[:3].sum(0) - moments[1], 8, [0.1]))
     centred = x[seen] - x[seen].mean(0)
     gram = centred.T @ centred
     expected = torch.linalg.solve(gram + 0.1 * gram.trace() / 8 * torch.eye(8), centred.T @ (y[seen] - y[seen].mean(0)))
     torch.testing.assert_close(weight, expected, atol=1e-6, rtol=1e-5)
     rest = y[unseen] - x[unseen] @ weight - bias
-    assert squared_error(other, weight, bias) == pytest.approx(float(rest.square().sum()), rel=1e-6)
-    torch.testing.assert_close(left_over(other, weight, bias), outer(x[unseen], rest), atol=1e-6, rtol=1e-6)
+    assert squared_error(moments[1], weight, bias) == pytest.approx(float(rest.square().sum()), rel=1e-6)
+    torch.testing.assert_close(moments.sum(0), outer(x, y))
+
+
+def test_it_learns_where_the_cell_decides() -> None:
+    """Two halves of the day want two experts: one that repeats the last value, one that forecasts the mean."""
+    rng = np.random.default_rng(0)
+    time = pd.date_range("2024-01-01", periods=1500, freq="h")
+    x = np.zeros(1500)
+    for t in range(1, 1500):
+        x[t] = (0.99 if time[t].hour >= 12 else 0.0) * x[t - 1] + rng.normal()
+    frame = pd.DataFrame({"time": time, "x": x})
+    panel, bounds = split_rows(to_panel(frame, time="time"), [0.6, 0.2, 0.2], 2, "noise")
+    source = SeriesDataset(panel, bounds, context=8, horizon=2, calendar=True)
+    views = [{"span": 1, "shift": "none"}, {"span": 8, "shift": "last"}]
+    penalties = [100.0]  # hardly a map: the first view forecasts the mean, the second the last value
+    routed, found = fitted(source, router=HOUR, views=views, penalties=penalties)
+    plain, _ = fitted(source, views=views, penalties=penalties)
+    mix = routed.router.mix_EV
+    assert mix[0, 0] > 0.8 and mix[1, 1] > mix[0, 1] + 0.2
+    assert mse(routed, source, "test") < 0.97 * mse(plain, source, "test") and found["pull"] < math.inf
 
 
 def test_blocks_of_time_leave_a_gap() -> None:
@@ -145,18 +187,20 @@ def test_blocks_of_time_leave_a_gap() -> None:
     assert blocks(torch.tensor([0, 0, 1]), 0, 3).tolist() == [0, 0, 0]
 
 
-def test_later_points_are_routed_by_their_own_date_and_gaps_are_learned_through() -> None:
+def test_gaps_short_windows_and_points_beyond_the_horizon() -> None:
+    past, valid = torch.tensor([[1.0, 0.0, 3.0]]), torch.tensor([[True, False, True]])
+    assert filled(past, valid, 5).tolist() == [[2, 2, 1, 2, 3]]
     source = data(by_hour=1.4, missing=0.1)
-    model, _ = fitted(source, [HOUR])
-    windows = source.split("test")
-    batch = windows.batch(torch.arange(6))
+    model, _ = fitted(source, router=HOUR)
+    batch = source.split("test").batch(torch.arange(6))
     past, valid, dates = batch["past"], batch["past_valid"], batch["covariates"]
     more = torch.cat([dates, dates[:, -1:] + 0.3], dim=1)
     own = model.forecast(past, valid, 2, covariates_BTC=dates)
     longer = model.forecast(past, valid, 3, covariates_BTC=more)
     torch.testing.assert_close(longer[:, :2], own)
-    shift = past.sum(1, keepdim=True) / valid.sum(1, keepdim=True)
-    window = torch.cat([(past - shift) * valid, own - shift], dim=1)[:, -8:]
-    torch.testing.assert_close(longer[:, 2:], model(window, more[:, 2:]).values_BH[:, :1] + shift)
+    window = torch.cat([filled(past, valid, 8), own], dim=1)[:, -8:]
+    torch.testing.assert_close(longer[:, 2:], model(window, more[:, 2:]).values_BH[:, :1])
     short = model.forecast(past[:, -5:], valid[:, -5:], 2, covariates_BTC=dates[:, -7:])
     assert short.shape == (6, 2) and bool(short.isfinite().all())
+    with pytest.raises(ZooError, match="linear_moe has context=4 and horizon=2, the data context=8"):
+        small(context=4, views=VIEWS[1:2]).fit(source.split("train"), source.split("val"))

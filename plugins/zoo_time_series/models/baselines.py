@@ -174,7 +174,7 @@ class Ridge(Forecaster):
         A missing target takes the valid value before it. Raises `ZooError` for windows of another length.
         """
         length, horizon = self.config.context, self.config.horizon
-        for batch in _batches(windows, batch_size):
+        for batch in batches(windows, batch_size):
             past_BL, valid_BL = batch["past"], batch["past_valid"]
             if past_BL.shape[1] != length or batch["future"].shape[1] != horizon:
                 found = f"context={past_BL.shape[1]} and horizon={batch['future'].shape[1]}"
@@ -185,7 +185,7 @@ class Ridge(Forecaster):
             yield (past_BL - shift_B1) * valid_BL, future_BH - shift_B1, batch
 
 
-def _batches(windows: Dataset, batch_size: int) -> Iterator[Batch]:
+def batches(windows: Dataset, batch_size: int) -> Iterator[Batch]:
     """All windows in order; where the data set stacks them itself, without taking them apart first."""
     stack = getattr(windows, "batch", None)
     if not callable(stack):

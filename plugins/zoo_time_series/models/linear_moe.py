@@ -1,20 +1,23 @@
-"""A mixture of linear experts, all of them in closed form: ``y = W_0 x + sum_g W_(g, e_g) x``.
+"""A mixture of linear experts in closed form: ``y = sum_v w_v(x) (W_v x + b_v)``, each expert with a view of its own.
 
-``W_0`` is a ridge for every window. Each gate g adds one of its own experts e_g, chosen by what kind of window it is:
-the hour or the weekday at which the forecast starts, how widely its values spread, or the prototype that its shape is
-nearest to. An expert is a ridge on what the shared map leaves over of the windows it is responsible for, pulled to
-zero, so that with few windows the forecast stays that of the shared map. All of it follows from second moments, and so
-do the errors on blocks of the training time and on the validation windows, by which penalties are chosen and gates left
-out. The validation windows alone mislead: on ETTh1 they like experts by weekday that make blocks and test part worse.
+A view is how far back an expert looks and what it takes off the window before and adds back after: its mean, its last
+value, or nothing. Each is a ridge regression over all training windows. The router puts a window into a cell (by the
+date of the forecast, by how widely the window spreads, or by the prototype its shape is nearest to) and mixes the
+experts with the weights of that cell, which are positive and sum to 1.
 
-Related: mixtures of linear experts trained by gradient (Ni et al., arXiv:2312.06786).
+Everything follows from second moments, so the windows are seen twice and no gradient is needed: penalties are those of
+the least error on the validation windows and on blocks of the training time that the map has not seen; the weights are
+least squares on exactly these errors, pulled to equal weights by as much as serves the part that was held out.
 
-Shapes: B windows, L context, H horizon, E experts of a gate, T = L + H, C covariates.
+Related: linear experts trained by gradient (MoLE, Ni et al., arXiv:2312.06786); stacking (Wolpert 1992).
+
+Shapes: B windows, L context, H horizon, V experts, E cells, P parts, T = L + H, Z = L + 1 + H a window [x, 1, y].
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -27,119 +30,124 @@ from zoo import config as zc
 from zoo.moe import RouterOutput, Routing
 from zoo.spec import ZooError
 from zoo.train.sampling import spread
-from zoo_time_series.blocks.least_squares import outer, solve, squared_error
-from zoo_time_series.models.baselines import Ridge
+from zoo.train.task import Batch
+from zoo_time_series.blocks.least_squares import complete_future, outer, solve, squared_error
+from zoo_time_series.models.base import Forecaster
+from zoo_time_series.models.baselines import batches, last_value
 
 CALENDAR = {"hour": 0, "weekday": 1, "day_of_month": 2, "day_of_year": 3}  # channels of the calendar's covariates
 SEEN = 20_000  # windows from which thresholds and prototypes are taken
+PULLS = (0.0, 1e-3, 1e-2, 0.1, 1.0, math.inf)  # of the weights to equal ones, in units of an expert's mean error
 
 
 class Output(NamedTuple):
-    """The forecast of shifted windows, (B, H), and what each gate decided."""
+    """The forecast of windows, (B, H), and the router's decision."""
 
     values_BH: Tensor
     routing: Routing
 
 
 @dataclass
-class GateConfig:
+class Cells:
     """``by``: a part of the date at the first point to forecast; ``spread``, equally filled bins of the window's
-    deviation; ``shape``, the nearest of ``experts`` prototypes (k-means) of the last ``span`` points over it."""
+    deviation; ``shape``, the nearest of ``cells`` prototypes (k-means) of the last ``span`` points over it; ``none``,
+    one cell for all."""
 
-    by: Literal["hour", "weekday", "day_of_month", "day_of_year", "spread", "shape"] = "hour"
-    experts: int = 8
+    by: Literal["none", "hour", "weekday", "day_of_month", "day_of_year", "spread", "shape"] = "spread"
+    cells: int = 4
     span: int = 168
 
     def __post_init__(self) -> None:
-        zc.at_least(2, self, "experts", "span")
+        zc.at_least(1, self, "cells", "span")
+        self.cells = 1 if self.by == "none" else self.cells
 
 
-class Gate(nn.Module):
-    """One expert of E for each window, and the experts."""
+class CellRouter(nn.Module):
+    """The weights of all V experts from the cell that a window falls into."""
 
-    def __init__(self, config: GateConfig, context: int, horizon: int) -> None:
+    def __init__(self, config: Cells, experts: int) -> None:
         super().__init__()
-        self.config = config
-        if config.by == "shape" and config.span > context:
-            raise ZooError(f"a gate by shape looks at span={config.span} points, but context={context}; lower span")
-        self.weight = nn.Parameter(torch.zeros(config.experts, horizon, context), requires_grad=False)
-        self.bias = nn.Parameter(torch.zeros(config.experts, horizon), requires_grad=False)
-        if config.by == "spread":
-            self.register_buffer("threshold", torch.zeros(config.experts - 1))
-        if config.by == "shape":
-            self.register_buffer("prototype", torch.zeros(config.experts, config.span))
+        self.config, c = config, config
+        self.mix_EV = nn.Parameter(torch.full((c.cells, experts), 1 / experts), requires_grad=False)
+        if c.by == "spread":
+            self.register_buffer("threshold", torch.zeros(c.cells - 1))
+        if c.by == "shape":
+            self.register_buffer("prototype", torch.zeros(c.cells, c.span))
 
-    def inactive_parameters(self) -> int:
-        """Parameters that a window does not pass."""
-        return (self.weight.numel() + self.bias.numel()) * (self.config.experts - 1) // self.config.experts
-
-    def route(self, x_BL: Tensor, date_BC: Tensor | None) -> RouterOutput:
-        """The decision for shifted windows; ``date_BC`` are the covariates of the first point to forecast."""
+    def cell(self, x_BL: Tensor, date_BC: Tensor | None) -> Tensor:
+        """(B,): the cell of each window; ``date_BC`` are the covariates of the first point to forecast."""
         c = self.config
         if c.by in CALENDAR:
             assert date_BC is not None
-            place_B = (date_BC[:, CALENDAR[c.by]] + 0.5) * c.experts
-            logits_BE = -(place_B[:, None] - 0.5 - torch.arange(c.experts, device=x_BL.device)).abs()
-        elif c.by == "spread":
-            above_BE = deviation(x_BL).log() > F.pad(self.threshold, (1, 0), value=-math.inf)
-            logits_BE = above_BE.cumsum(1) * above_BE.float()
-        else:
-            logits_BE = -torch.cdist(x_BL[:, -c.span :] / deviation(x_BL), self.prototype)
-        index_B1 = logits_BE.argmax(1, keepdim=True)
-        used_B1 = torch.ones_like(index_B1, dtype=torch.bool)
-        scores_BE = torch.zeros_like(logits_BE).scatter_(1, index_B1, 1.0)
-        return RouterOutput(logits_BE, scores_BE, scores_BE, index_B1, used_B1.to(x_BL), used_B1, used_B1[:, 0])
+            return ((date_BC[:, CALENDAR[c.by]] + 0.5) * c.cells).long().clamp(0, c.cells - 1)
+        if c.by == "spread":
+            return (deviation(x_BL).log() > self.threshold).sum(1)
+        if c.by == "shape":
+            return torch.cdist(centred(x_BL)[:, -c.span :] / deviation(x_BL), self.prototype).argmin(1)
+        return torch.zeros(len(x_BL), dtype=torch.long, device=x_BL.device)
 
     def learn(self, x_BL: Tensor) -> None:
-        """Thresholds or prototypes from shifted windows."""
+        """Thresholds or prototypes from windows."""
         if self.config.by == "spread":
-            level = torch.arange(1, self.config.experts, device=x_BL.device) / self.config.experts
+            level = torch.arange(1, self.config.cells, device=x_BL.device) / self.config.cells
             self.threshold.copy_(deviation(x_BL)[:, 0].log().quantile(level))
         elif self.config.by == "shape":
-            self.prototype.copy_(kmeans(x_BL[:, -self.config.span :] / deviation(x_BL), self.config.experts))
+            self.prototype.copy_(kmeans(centred(x_BL)[:, -self.config.span :] / deviation(x_BL), self.config.cells))
 
-    def forward(self, x_BL: Tensor, out: RouterOutput) -> Tensor:
-        """(B, H): each window through its expert."""
-        y_BH = x_BL.new_zeros(len(x_BL), self.bias.shape[1])
-        if x_BL.is_meta:  # which rows go where is not known there
-            return y_BH
-        for e in range(self.config.experts):
-            rows = (out.index_TK[:, 0] == e).nonzero()[:, 0]
-            y_BH[rows] = F.linear(x_BL[rows], self.weight[e], self.bias[e])
-        return y_BH
+    def forward(self, x_BL: Tensor, date_BC: Tensor | None) -> RouterOutput:
+        weight_BV = self.mix_EV[self.cell(x_BL, date_BC)]
+        index_BV = torch.arange(weight_BV.shape[1], device=x_BL.device).expand_as(weight_BV)
+        used_BV = weight_BV > 0
+        valid_B = torch.ones_like(used_BV[:, 0])
+        return RouterOutput(weight_BV.log(), weight_BV, weight_BV, index_BV, weight_BV, used_BV, valid_B)
 
 
-class LinearMoE(Ridge):
-    """Args (config), beside those of `Ridge`:
-    gates: all of them for what the shared map leaves over.
-    expert_penalties: of all experts of a gate, in units of the mean variance of an input in the expert's own windows.
-    folds: blocks of the training time that help the validation windows to choose the penalties; 0 leaves it to them.
+class LinearMoE(Forecaster):
+    """Args (config):
+    views: ``{span, shift}`` of each expert; shift is ``mean``, ``last`` or ``none``. The longest span is the context.
+    penalties: to choose from, in units of the mean variance of an input.
+    folds: blocks of the training time beside the validation windows; 0 leaves all to them.
     """
 
     @dataclass
-    class Config(Ridge.Config):
-        gates: list[Any] = field(default_factory=list)
-        expert_penalties: list[float] = field(default_factory=lambda: [1.0, 3.0, 10.0, 30.0, 100.0, 300.0])
-        penalties: list[float] = field(default_factory=lambda: [1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0])
+    class Config:
+        context: int = 512
+        horizon: int = 96
+        views: list[Any] = field(
+            default_factory=lambda: [
+                {"span": span, "shift": shift} for span in (96, 336, 512) for shift in ("mean", "last", "none")
+            ]
+        )
+        router: Cells = field(default_factory=Cells)
+        penalties: list[float] = field(default_factory=lambda: [0.01, 0.03, 0.1, 0.3, 1.0, 3.0])
         folds: int = 4
-        covariates: int = 4
+        covariates: int = 0
+
+        def __post_init__(self) -> None:
+            zc.at_least(1, self, "context", "horizon")
+            zc.at_least(0, self, "folds", "covariates")
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        chosen = [zc.make(GateConfig, **gate) for gate in config.gates]
-        if any(gate.by in CALENDAR for gate in chosen) and config.covariates < len(CALENDAR):
-            raise ZooError(f"a gate by date needs the calendar, covariates=4 at least, not {config.covariates}")
-        self.gates = nn.ModuleList(Gate(gate, config.context, config.horizon) for gate in chosen)
+        c = config
+        self.views = [_view(each, c.context) for each in c.views]
+        if not self.views or not c.penalties:
+            raise ZooError("a mixture of linear experts needs views and penalties; give at least one of each")
+        if c.router.by in CALENDAR and c.covariates < len(CALENDAR):
+            raise ZooError(f"a router by date needs the calendar, covariates=4 at least, not {c.covariates}")
+        if c.router.by == "shape" and c.router.span > c.context:
+            raise ZooError(
+                f"a router by shape looks at span={c.router.span} points, but context={c.context}; lower span"
+            )
+        self.router = CellRouter(c.router, len(self.views))
+        self.weight_VHL = nn.Parameter(torch.zeros(len(self.views), c.horizon, c.context), requires_grad=False)
+        self.bias_VH = nn.Parameter(torch.zeros(len(self.views), c.horizon), requires_grad=False)
 
-    def forward(self, x_BL: Tensor, covariates_BTC: Tensor | None = None) -> Output:  # type: ignore[override]
-        """From shifted windows (B, L); covariates are those of all their points, then of those to forecast."""
-        date_BC = None if covariates_BTC is None else covariates_BTC[:, x_BL.shape[1]]
-        y_BH, routing = F.linear(x_BL, self.weight, self.bias), []
-        for gate in self.gates:
-            out = gate.route(x_BL, date_BC)
-            y_BH = y_BH + gate(x_BL, out)
-            routing.append(out)
-        return Output(y_BH, tuple(routing))
+    def forward(self, x_BL: Tensor, covariates_BTC: Tensor | None = None) -> Output:
+        """From windows (B, L) without gaps; covariates are those of all their points, then of those to forecast."""
+        out = self.router(x_BL, None if covariates_BTC is None else covariates_BTC[:, x_BL.shape[1]])
+        each_BVH = F.linear(x_BL, self.weight_VHL.flatten(0, 1)).unflatten(1, self.bias_VH.shape) + self.bias_VH
+        return Output((out.weight_TK[..., None] * each_BVH).sum(1), (out,))
 
     def forecast(
         self,
@@ -151,98 +159,86 @@ class LinearMoE(Ridge):
     ) -> Tensor:
         """Points beyond the horizon are forecast from those within it."""
         c, given = self.config, past_BL.shape[1]
-        past_BL, past_valid_BL = past_BL[:, -c.context :], past_valid_BL[:, -c.context :]
-        shift_B1 = self._shift(past_BL, past_valid_BL)
-        x_BT = F.pad((past_BL - shift_B1) * past_valid_BL, (c.context - past_BL.shape[1], 0))
+        x_BT = filled(past_BL[:, -c.context :], past_valid_BL[:, -c.context :], c.context)
         for done in range(0, horizon, c.horizon):
             date = None
             if covariates_BTC is not None:
-                first = given + done  # the covariates from which the window's own would start
+                first = given + done  # the first point to forecast
                 date = F.pad(covariates_BTC, (0, 0, max(0, c.context - first), 0))[:, max(0, first - c.context) :]
             x_BT = torch.cat([x_BT, self(x_BT[:, -c.context :], date).values_BH], dim=1)
-        return x_BT[:, c.context : c.context + horizon] + shift_B1
+        return x_BT[:, c.context : c.context + horizon]
 
     @torch.no_grad()
-    def fit(self, train: Dataset, val: Dataset, batch_size: int = 1024) -> dict[str, float]:
-        """Solve for the shared map and for every gate's experts; windows are seen twice.
-
-        Penalties are those of the least error in the mean of several parts, each relative to the best, or to no gate:
-        the validation windows, forecast by maps from all training windows, and each of ``folds`` blocks of the training
-        time, forecast by maps from the others. Windows that reach over an edge of a block are left out of that.
+    def fit(self, train: Dataset, val: Dataset, batch_size: int = 1024) -> dict[str, Any]:
+        """Solve for experts and weights.
 
         Returns:
-            ``penalty`` of the shared map and ``val_mse`` of the whole, for each gate ``penalty_GATE`` (infinite when it
-            does not help and is left out) and ``gain_GATE``, the relative change of the error in the mean of the parts.
-        """
-        c, length = self.config, self.config.context
-        some = Subset(train, spread(len(train), SEEN))  # type: ignore[arg-type]
-        sample = torch.cat([x for x, _, _ in self.shifted(some, batch_size)])
-        for gate in self.gates:
-            gate.learn(sample)
-        known = self._moments(train, c.folds, batch_size)  # per gate (E, folds + 1, Z, Z), what is in no block last
-        test = [each[:, 0] for each in self._moments(val, 0, batch_size)]
-        every = known[0].sum(0)
-        parts = [(every.sum(0), test[0].sum(0))] + [(every[:-1].sum(0) - every[f], every[f]) for f in range(c.folds)]
-        errors = torch.tensor(
-            [[squared_error(other, *one[1:]) for one in solve(own, length, c.penalties)] for own, other in parts]
-        )
-        best = int((errors / errors.min(1, keepdim=True).values).mean(0).argmin())
-        found = {"penalty": c.penalties[best]}
-        shared = [next(solve(own, length, [c.penalties[best]]))[1:] for own, _ in parts]
-        self.weight.copy_(shared[0][0].T)
-        self.bias.copy_(shared[0][1])
-        for number, gate in enumerate(self.gates):
-            name, count = f"{number}_{gate.config.by}", gate.config.experts
-            own, other = known[number], test[number]
-            ratios = []
-            for part, (map_LH, bias_H) in enumerate(shared):
-                seen = own.sum(1) if part == 0 else own[:, :-1].sum(1) - own[:, part - 1]
-                unseen = other if part == 0 else own[:, part - 1]
-                solved = [list(solve(left_over(m, map_LH, bias_H), length, c.expert_penalties)) for m in seen]
-                missed = [left_over(m, map_LH, bias_H) for m in unseen]
-                ratios.append(
-                    [
-                        sum(squared_error(missed[e], *solved[e][choice][1:]) for e in range(count))
-                        / float(errors[part, best])
-                        for choice in range(len(c.expert_penalties))
-                    ]
-                )
-                if part == 0:
-                    maps = solved
-            mean = torch.tensor(ratios).mean(0)
-            choice = int(mean.argmin())
-            helps = bool(mean[choice] < 1)
-            found[f"penalty_{name}"] = c.expert_penalties[choice] if helps else math.inf
-            found[f"gain_{name}"] = float(mean[choice]) - 1 if helps else 0.0
-            gate.weight.copy_(torch.stack([one[choice][1].T for one in maps]) * helps)
-            gate.bias.copy_(torch.stack([one[choice][2] for one in maps]) * helps)
-        error, size = 0.0, 0
-        for x_BL, y_BH, batch in self.shifted(val, batch_size):
-            error += float((self(x_BL, batch.get("covariates")).values_BH - y_BH).square().sum())
-            size += y_BH.numel()
-        return {**found, "val_mse": error / size}
+            ``penalties`` of the experts; ``pull`` of the weights; ``errors``, (P, 3) mean squared errors on validation
+            windows and blocks: of the best single expert, of equal weights, of the weights learned from other parts.
 
-    def _moments(self, windows: Dataset, folds: int, batch_size: int) -> list[Tensor]:
-        """For each gate (E, folds + 1, Z, Z): of the windows of each expert and block, those in no block last. Without
-        gates one of a single expert."""
-        size = self.config.context + 1 + self.config.horizon
-        experts = [gate.config.experts for gate in self.gates] or [1]
-        moments = [torch.zeros(count, folds + 1, size, size, dtype=torch.float64) for count in experts]
-        block_T, done = (
-            blocks(torch.cat([b["series"] for _, _, b in self.shifted(windows, batch_size)]), folds, size // 2),
-            0,
+        Raises:
+            ZooError: windows of another context or horizon than the config's.
+        """
+        c = self.config
+        some = Subset(train, spread(len(train), SEEN))  # type: ignore[arg-type]
+        self.router.learn(torch.cat([x for x, _, _ in self._windows(some, batch_size)]))
+        known_EFZZ = self._moments(train, c.folds, batch_size)  # what lies in no block comes last
+        test_EZZ = self._moments(val, 0, batch_size)[:, 0]
+        every_FZZ = known_EFZZ.sum(0)
+        own = [every_FZZ.sum(0)] + [every_FZZ[:-1].sum(0) - every_FZZ[f] for f in range(c.folds)]
+        other_PEZZ = [test_EZZ] + [known_EFZZ[:, f] for f in range(c.folds)]
+        residuals, chosen = [], []  # per expert (P, Z, H)
+        for v, view in enumerate(self.views):
+            change_YZ = view.change(c.context, c.horizon)
+            maps = [list(solve(change_YZ @ m @ change_YZ.T, view.span, c.penalties)) for m in own]
+            errors = torch.tensor(
+                [
+                    [squared_error(change_YZ @ part.sum(0) @ change_YZ.T, *one[1:]) for one in solved]
+                    for solved, part in zip(maps, other_PEZZ, strict=True)
+                ]
+            )
+            best = int((errors / errors.min(1, keepdim=True).values).mean(0).argmin())
+            chosen.append(c.penalties[best])
+            folded = [view.fold(*solved[best][1:], c.context) for solved in maps]
+            self.weight_VHL[v].copy_(folded[0][0])
+            self.bias_VH[v].copy_(folded[0][1])
+            residuals.append([_residual(*one) for one in folded])
+        gram_PEVV = torch.stack(
+            [torch.stack([_gram([r[p] for r in residuals], m) for m in part]) for p, part in enumerate(other_PEZZ)]
         )
-        for x_BL, y_BH, batch in self.shifted(windows, batch_size):
+        count_P = torch.stack([part[:, c.context, c.context].sum() * c.horizon for part in other_PEZZ])
+        pull, learned_P, self.router.mix_EV.data = _weights(gram_PEVV, count_P)
+        gram_PVV = gram_PEVV.sum(1) / count_P[:, None, None]
+        single = int((gram_PVV.diagonal(dim1=1, dim2=2) / gram_PVV.mean((1, 2))[:, None]).mean(0).argmin())
+        table = torch.stack([gram_PVV[:, single, single], gram_PVV.mean((1, 2)), learned_P], 1)
+        return {"penalties": chosen, "pull": pull, "errors": table.tolist()}
+
+    def _windows(self, windows: Dataset, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Batch]]:
+        """Past and future without gaps, in batches, and the batches themselves."""
+        c = self.config
+        for batch in batches(windows, batch_size):
+            past_BL, valid_BL = batch["past"], batch["past_valid"]
+            if past_BL.shape[1] != c.context or batch["future"].shape[1] != c.horizon:
+                found = f"context={past_BL.shape[1]} and horizon={batch['future'].shape[1]}"
+                raise ZooError(
+                    f"linear_moe has context={c.context} and horizon={c.horizon}, the data {found}; make them equal"
+                )
+            future_BH = complete_future(batch, last_value(past_BL, valid_BL))
+            yield filled(past_BL, valid_BL, c.context), future_BH, batch
+
+    def _moments(self, windows: Dataset, folds: int, batch_size: int) -> Tensor:
+        """(E, folds + 1, Z, Z): of the windows of each cell and block of time, those in no block last."""
+        size = self.config.context + 1 + self.config.horizon
+        moments = torch.zeros(self.config.router.cells, folds + 1, size, size, dtype=torch.float64)
+        series_T = torch.cat([batch["series"] for batch in batches(windows, batch_size)])
+        block_T, done = blocks(series_T, folds, size // 2), 0
+        for x_BL, y_BH, batch in self._windows(windows, batch_size):
             dates, block_B = batch.get("covariates"), block_T[done : done + len(x_BL)]
             done += len(x_BL)
-            for number, moment in enumerate(moments):
-                expert_B = torch.zeros_like(block_B)
-                if len(self.gates):
-                    date_BC = None if dates is None else dates[:, x_BL.shape[1]]
-                    expert_B = self.gates[number].route(x_BL, date_BC).index_TK[:, 0]
-                for e, b in torch.stack([expert_B, block_B], 1).unique(dim=0).tolist():
-                    rows = (expert_B == e) & (block_B == b)
-                    moment[e, b] += outer(x_BL[rows], y_BH[rows])
+            cell_B = self.router.cell(x_BL, None if dates is None else dates[:, x_BL.shape[1]])
+            for e, b in torch.stack([cell_B, block_B], 1).unique(dim=0).tolist():
+                rows = (cell_B == e) & (block_B == b)
+                moments[e, b] += outer(x_BL[rows], y_BH[rows])
         return moments
 
     def dummy_inputs(self, batch_size: int = 2) -> dict[str, Tensor]:  # type: ignore[override]
@@ -251,6 +247,95 @@ class LinearMoE(Ridge):
         if c.covariates:
             inputs["covariates_BTC"] = torch.rand(batch_size, c.context + c.horizon, c.covariates) - 0.5
         return inputs
+
+
+class View(NamedTuple):
+    """What an expert sees of a window: the last ``span`` points less ``shift``, a weighted sum (L,) of the window."""
+
+    span: int
+    shift_L: Tensor
+
+    def change(self, context: int, horizon: int) -> Tensor:
+        """(Y, Z): [x, 1, y] to [x', 1, y'], both without the shift."""
+        change_ZZ = torch.eye(context + 1 + horizon, dtype=torch.float64)
+        change_ZZ[:context, :context] -= self.shift_L
+        change_ZZ[context + 1 :, :context] -= self.shift_L
+        return change_ZZ[context - self.span :]
+
+    def fold(self, map_SH: Tensor, bias_H: Tensor, context: int) -> tuple[Tensor, Tensor]:
+        """The map of a view as one of the whole window, (H, L), and its bias: shift off, map, shift back on."""
+        wide_HL = F.pad(map_SH.T, (context - self.span, 0))
+        return wide_HL + torch.outer(1 - wide_HL.sum(1), self.shift_L), bias_H
+
+
+def _view(node: Any, context: int) -> View:
+    if not isinstance(node, dict) or set(node) != {"span", "shift"}:
+        raise ZooError(f"a view is {{span: POINTS, shift: mean|last|none}}, not {node!r}")
+    span, shift = node["span"], node["shift"]
+    if not isinstance(span, int) or not 1 <= span <= context:
+        raise ZooError(f"a view's span={span} must be 1 to context={context} points")
+    shift_L = torch.zeros(context, dtype=torch.float64)
+    if shift == "mean":
+        shift_L[-span:] = 1 / span
+    elif shift == "last":
+        shift_L[-1] = 1
+    elif shift != "none":
+        raise ZooError(f"a view's shift={shift!r} must be mean, last or none")
+    return View(span, shift_L)
+
+
+def _residual(weight_HL: Tensor, bias_H: Tensor) -> Tensor:
+    """(Z, H): ``y - W x - b`` as a map of [x, 1, y]."""
+    return torch.cat([-weight_HL.T, -bias_H[None], torch.eye(len(bias_H), dtype=weight_HL.dtype)])
+
+
+def _gram(residual_VZH: list[Tensor], moments_ZZ: Tensor) -> Tensor:
+    """(V, V): sums over windows of the products of two experts' errors."""
+    flat_VX = torch.stack([r.flatten() for r in residual_VZH])
+    return torch.stack([(moments_ZZ @ r).flatten() for r in residual_VZH]) @ flat_VX.T
+
+
+def _weights(gram_PEVV: Tensor, count_P: Tensor) -> tuple[float, Tensor, Tensor]:
+    """The best pull, the (P,) errors of weights learned from the other parts, and the (E, V) weights of all parts."""
+    part_PEVV = gram_PEVV / count_P[:, None, None, None]  # every part counts the same
+    results = []
+    for pull in PULLS:
+        errors = []
+        for p in range(len(part_PEVV)):
+            rest_EVV = part_PEVV.sum(0) - part_PEVV[p] if len(part_PEVV) > 1 else part_PEVV[p]
+            mix_EV = torch.stack([simplex(m, pull) for m in rest_EVV])
+            errors.append(torch.einsum("ev,evu,eu->", mix_EV, part_PEVV[p], mix_EV))
+        results.append(torch.stack(errors))
+    table = torch.stack(results)
+    best = int((table / table[-1]).mean(1).argmin())
+    mix_EV = torch.stack([simplex(m, PULLS[best]) for m in part_PEVV.sum(0)])
+    return PULLS[best], table[best], mix_EV.float()
+
+
+def simplex(gram_VV: Tensor, pull: float) -> Tensor:
+    """(V,): positive weights of sum 1 with the least ``w G w + pull * mean(diag G) * V |w - 1/V|^2``, found by leaving
+    out what would be negative, the most negative first."""
+    size = len(gram_VV)
+    equal = gram_VV.new_full((size,), 1 / size)
+    if math.isinf(pull) or not gram_VV.diagonal().mean() > 0:
+        return equal
+    strength = (pull + 1e-9) * gram_VV.diagonal().mean() * size
+    left = list(range(size))
+    while True:
+        own = gram_VV[left][:, left] + strength * torch.eye(len(left), dtype=gram_VV.dtype)
+        # w = a + b * multiplier, from the gradient; the multiplier makes the sum 1
+        both = torch.linalg.solve(own, torch.stack([strength * equal[left], torch.ones_like(equal[left])], 1))
+        w = both[:, 0] + both[:, 1] * (1 - both[:, 0].sum()) / both[:, 1].sum()
+        if bool((w >= 0).all()):
+            return torch.zeros_like(equal).index_copy_(0, torch.tensor(left), w)
+        left.pop(int(w.argmin()))
+
+
+def filled(past_BL: Tensor, valid_BL: Tensor, context: int) -> Tensor:
+    """(B, context): the mean of a window's valid points where there is none, and in front of a shorter window."""
+    mean_B1 = (past_BL * valid_BL).sum(1, keepdim=True) / valid_BL.sum(1, keepdim=True).clamp(min=1)
+    x_BL = torch.where(valid_BL, past_BL, mean_B1)
+    return torch.cat([mean_B1.expand(-1, context - x_BL.shape[1]), x_BL], dim=1)
 
 
 def blocks(series_T: Tensor, folds: int, margin: int) -> Tensor:
@@ -268,13 +353,8 @@ def blocks(series_T: Tensor, folds: int, margin: int) -> Tensor:
     return found_T
 
 
-def left_over(moments_ZZ: Tensor, map_LH: Tensor, bias_H: Tensor) -> Tensor:
-    """The moments of [x, 1, y - x W - b] from those of [x, 1, y]."""
-    length = len(map_LH)
-    change_ZZ = torch.eye(len(moments_ZZ), dtype=moments_ZZ.dtype)
-    change_ZZ[:length, length + 1 :] = -map_LH
-    change_ZZ[length, length + 1 :] = -bias_H
-    return change_ZZ.T @ moments_ZZ @ change_ZZ
+def centred(x_BL: Tensor) -> Tensor:
+    return x_BL - x_BL.mean(1, keepdim=True)
 
 
 def deviation(x_BL: Tensor) -> Tensor:
