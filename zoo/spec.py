@@ -42,7 +42,8 @@ class Importer:
     ``config.json`` says: a dotted key of it, a literal in JSON, a quotient ``"a // b"`` or product ``"a * b"`` of whole
     numbers, or alternatives ``"a | b | 10000.0"``, of which the first that is there and not null counts. ``fixed`` sets
     what the foreign config does not say; ``expect`` are foreign settings that must hold (a tuple: one of them), or the
-    checkpoint is refused. ``preprocessing`` is what a model of ours is saved with.
+    checkpoint is refused. ``preprocessing`` is what a model of ours is saved with; ``files`` maps a dotted key of it to
+    a text file beside the weights, without which the section that the key is in is left out.
 
     ``keys`` maps a foreign key pattern to ours, with named fields: ``"model.layers.{n}.mlp.gate.weight"``. A pattern of
     ours that ends in ``[{e}]`` stacks the foreign tensors along a new first dimension; ``[{e}, :half]`` and
@@ -61,6 +62,7 @@ class Importer:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     expect: Mapping[str, Any] = field(default_factory=dict)
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
     dialects: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     ignore: tuple[str, ...] = ()
     export: Mapping[str, Any] = field(default_factory=dict)

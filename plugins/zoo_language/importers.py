@@ -48,6 +48,12 @@ _TRAINING = ("stack.init_std", "stack.activation_checkpointing", "stack.moe.bala
 
 # The special tokens are the tokenizer's; left out, a class would take those of its first public checkpoint.
 _TOKENS = {f"{which}_token_id": None for which in ("bos", "eos", "pad")}
+_TOKENIZER: dict[str, Any] = {
+    "preprocessing": {
+        "vocabulary": {"name": "language/tokenizer", "path": "tokenizer.json", "end": None, "text": None}
+    },
+    "files": {"vocabulary.text": "tokenizer.json"},
+}
 
 _EDGES = {
     "model.embed_tokens.weight": "embed.weight",
@@ -105,6 +111,7 @@ def _layout(
         dialects={"fused": {**keys, **_FUSED}},
         export={**_TOKENS, "architectures": [architecture], **(export or {})},
         training=_TRAINING,
+        **_TOKENIZER,
         **others,
     )
 
@@ -197,7 +204,7 @@ DEEPSEEK_V3 = _layout(
     "DeepseekV3ForCausalLM",
     {
         "stack.mixer.num_heads": "num_attention_heads",
-        "stack.mixer.q_rank": "q_lora_rank",
+        "stack.mixer.q_rank": "q_lora_rank | null",
         "stack.mixer.kv_rank": "kv_lora_rank",
         "stack.mixer.nope_dim": "qk_nope_head_dim",
         "stack.mixer.rope_dim": "qk_rope_head_dim",
@@ -297,6 +304,7 @@ JETMOE = Importer(
     },
     export={**_TOKENS, "architectures": ["JetMoeForCausalLM"]},
     training=_TRAINING,
+    **_TOKENIZER,
 )
 
 LLAMA = Importer(
@@ -327,4 +335,5 @@ LLAMA = Importer(
     },
     export={**_TOKENS, "architectures": ["LlamaForCausalLM"]},
     training=_TRAINING,
+    **_TOKENIZER,
 )

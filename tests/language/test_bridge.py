@@ -189,6 +189,19 @@ def test_settings_of_the_first_checkpoints_are_read(tmp_path: Path) -> None:
         torch.testing.assert_close(ours(tokens_BL).logits_BLV, public(tokens_BL).logits, atol=1e-5, rtol=1e-5)
 
 
+def test_latent_attention_without_a_query_latent(tmp_path: Path) -> None:
+    """The smaller models of the family (Moonlight) have q_lora_rank null, one group, and another epsilon."""
+    public = public_model("deepseek_v3", q_lora_rank=None, n_group=1, topk_group=1, first_k_dense_replace=2)
+    public.save_pretrained(tmp_path / "public")
+    ours = imported(tmp_path / "public", tmp_path / "ours")
+    tokens_BL = torch.randint(61, (2, 9))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(tokens_BL).logits_BLV, public(tokens_BL).logits, atol=1e-5, rtol=1e-5)
+    export(ours, tmp_path / "back", "deepseek_v3")
+    before, after = (load_file(tmp_path / f / "model.safetensors") for f in ("public", "back"))
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+
+
 def test_layers_of_a_multi_token_head_are_left_out(tmp_path: Path) -> None:
     public_model("deepseek_v3").save_pretrained(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
@@ -228,3 +241,18 @@ def test_what_was_trained_here_runs_in_transformers(layout: str, tmp_path: Path)
 
 
 TRAINED: dict[str, dict[str, Any]] = {"qwen3_moe": {"stack.mixer.head_dim": 24}}
+
+
+def test_the_tokenizer_comes_along_and_goes_back(tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="?"))
+    made.train_from_iterator(
+        ["to be or not to be"], tokenizers.trainers.BpeTrainer(vocab_size=61, special_tokens=["?", "<|endoftext|>"])
+    )
+    public_model("mixtral").save_pretrained(tmp_path / "public")
+    made.save(str(tmp_path / "public/tokenizer.json"))
+    ours = imported(tmp_path / "public", tmp_path / "ours")
+    predictor = zoo.load(tmp_path / "ours")
+    assert isinstance(predictor.predict(prompt="to be", max_tokens=3, temperature=0).text, str)
+    export(ours, tmp_path / "back", "mixtral")
+    assert (tmp_path / "back/tokenizer.json").read_text() == (tmp_path / "public/tokenizer.json").read_text()

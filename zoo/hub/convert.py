@@ -49,7 +49,7 @@ def opened(source: str, name: str = "", importer_name: str = "", overrides: Mapp
     if chosen := _importer(entry, importer_name or _of_tag(entry, tag), foreign):
         if foreign is None:
             raise ZooError(f"the importer needs the checkpoint's settings: put its config.json at {beside}")
-        saved = importer.imported(entry, chosen, foreign, lambda: tensors(path), source, overrides)
+        saved = importer.imported(entry, chosen, foreign, lambda: tensors(path), beside.parent, overrides)
     else:
         tree = zc.resolve_part("model", zc.merge({"name": entry.name}, overrides or {}), "model") or {}
         saved = fmt.Saved(entry.name, {k: v for k, v in tree.items() if k != "name"}, _own(path, source))

@@ -53,12 +53,27 @@ def export(model: Model, to: Path, name: str, dialect: str = "", dtype: torch.dt
         to.mkdir(parents=True, exist_ok=True)
         save_file(tensors, to / fmt.WEIGHTS, metadata={"format": "pt"})
         (to / fmt.CONFIG).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        for file, text in _files(chosen, model).items():
+            (to / file).write_text(text, encoding="utf-8")
     except OSError as error:
         raise ZooError(f"cannot export to '{to}': {error}; choose another folder") from error
 
 
 def _besides(value: Any, foreign: Mapping[str, Any]) -> Any:
     return layout.value(value[1:], foreign) if isinstance(value, str) and value.startswith("=") else value
+
+
+def _files(chosen: Importer, model: Model) -> dict[str, str]:
+    """The text files of the layout that came with the model, such as its tokenizer."""
+    found: dict[str, str] = {}
+    for key, name in chosen.files.items():
+        try:
+            text = layout.get(model.saved_with.get("preprocessing") or {}, key)
+        except KeyError:
+            continue
+        if isinstance(text, str):
+            found[name] = text
+    return found
 
 
 def _find(model: Model, name: str) -> tuple[registry.Entry, Importer]:

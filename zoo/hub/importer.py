@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def read(folder: Path, entry: registry.Entry, name: str) -> fmt.Saved:
         find(entry, name),
         fmt.read_json(folder / fmt.CONFIG),
         lambda: fmt.Tensors(shards(folder)),
-        str(folder),
+        folder,
     )
 
 
@@ -46,10 +47,11 @@ def imported(
     chosen: Importer,
     foreign: Mapping[str, Any],
     tensors: Callable[[], Mapping[str, Tensor]],
-    where: str,
+    folder: Path,
     overrides: Mapping[str, Any] | None = None,
 ) -> fmt.Saved:
     """What was read, as if it had been saved by us. ``tensors()`` opens the foreign tensors when they are needed."""
+    where = str(folder)
     tree = zc.merge(settings(chosen, foreign, where), overrides or {})
     node = zc.resolve_part("model", {**tree, "name": entry.name}, "model")
     assert node is not None
@@ -62,7 +64,21 @@ def imported(
         fmt.copy_all(min(maps, key=lambda wanted: len(wanted.keys() ^ set(given))), given, where)
 
     tree = {key: value for key, value in node.items() if key != "name"}
-    return fmt.Saved(entry.name, tree, fill, preprocessing=dict(chosen.preprocessing))
+    return fmt.Saved(entry.name, tree, fill, preprocessing=preprocessing(chosen, folder))
+
+
+def preprocessing(chosen: Importer, folder: Path) -> zc.Tree:
+    """What a model of ours is saved with, files beside the weights read into it."""
+    tree = copy.deepcopy(dict(chosen.preprocessing))
+    for key, name in chosen.files.items():
+        if not (folder / name).is_file():
+            tree.pop(key.partition(".")[0], None)
+            continue
+        try:
+            layout.put(tree, key, (folder / name).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ZooError(f"'{folder / name}' cannot be read: {error}; download it again") from error
+    return tree
 
 
 def fits(chosen: Importer, foreign: Mapping[str, Any]) -> str | None:
