@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zoo.spec import Importer, ModelSpec
+from zoo.spec import Importer, ModelSpec, Weights
 from zoo_language import importers
 
 DECODER = "zoo_language.models.decoder:Decoder"
@@ -60,6 +60,14 @@ IMPORTERS: dict[str, dict[str, Importer]] = {
     "flexolmo_7x7b": {"flex_olmo": importers.FLEX_OLMO},
     "llama": {"llama": importers.LLAMA},
 }
+PRETRAINED: dict[str, dict[str, Weights]] = {
+    "mixtral_tiny": {
+        "shakespeare": Weights(
+            "bundled:weights/mixtral_tiny.shakespeare", "language/shakespeare", "tinyshakespeare", "data: public domain"
+        )
+    },
+}
 MODELS = tuple(
-    ModelSpec(name, DECODER, "modeling", doc, paper, importers=IMPORTERS.get(name, {})) for name, doc, paper in SYSTEMS
+    ModelSpec(name, DECODER, "modeling", doc, paper, PRETRAINED.get(name, {}), IMPORTERS.get(name, {}))
+    for name, doc, paper in SYSTEMS
 )
