@@ -207,6 +207,7 @@ plugin = Plugin(
                 Input("input", "CSV or parquet file, wide or long (in Python also a data frame)", required=True),
                 Input("horizon", "points to forecast; by default the horizon it was trained for"),
                 Input("quantiles", "levels beside the point forecast, such as 0.1,0.5,0.9"),
+                Input("paths", "sample paths to draw, of models of a distribution"),
                 Input("windows", "forecast from this many earlier origins instead, and score what is said there"),
                 Input("step", "points between two such origins; by default the horizon"),
                 Input("time", "name of the time column; found when not given"),

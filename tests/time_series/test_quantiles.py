@@ -124,8 +124,27 @@ def test_python_gives_a_data_frame(ridge: hub.Predictor, tmp_path: Path) -> None
     assert list(pd.read_csv(files[0]).columns) == list(found.columns)
     with pytest.raises(ZooError, match=r"input 'horizon' of .* is given twice"):
         ridge.predict(frame, 30, horizon=20)
-    with pytest.raises(ZooError, match="has 7 inputs"):
-        ridge.predict(frame, 1, *[None] * 6)
+    with pytest.raises(ZooError, match="has 8 inputs"):
+        ridge.predict(frame, 1, *[None] * 7)
+
+
+def test_sample_paths_of_a_users_table(ridge: hub.Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ZooError, match="the model has no sample paths"):
+        ridge.predict(noisy(), 4, paths=3)
+    with pytest.raises(ZooError, match="leave paths or windows out"):
+        ridge.predict(noisy(), 4, paths=3, windows=2)
+
+    def walks(past_BL: Tensor, valid_BL: Tensor, horizon: int, count: int, seed: int = 0) -> Tensor:
+        steps = torch.arange(1.0, count + 1)[:, None] * torch.arange(1, horizon + 1)
+        return past_BL[:, -1:, None] + steps
+
+    monkeypatch.setattr(ridge.model, "sample_paths", walks)
+    found = ridge.predict(noisy(), 4, paths=3)
+    last, scale = noisy()["x 10000"].iloc[-1], noisy()["x 10000"].iloc[-48:].std(ddof=0)
+    np.testing.assert_allclose(found.paths_SNH[1], last + scale * np.outer([1, 2, 3], [1, 2, 3, 4]), rtol=1e-3)
+    written = pd.read_csv(ridge.write(found, tmp_path)[1])
+    assert list(written.columns) == ["unique_id", "ds", "0", "1", "2"] and len(written) == 8
+    np.testing.assert_allclose(written["2"][4:], found.paths_SNH[1, 2], rtol=1e-5)
 
 
 @pytest.mark.parametrize("wrong", [0, 1.0, "0.1;0.9", "a", [0.5, -1]])

@@ -21,6 +21,7 @@ from zoo_time_series.tasks.forecast import Forecast
 if TYPE_CHECKING:
     from zoo_time_series.tasks.forecasting import Forecasting
 
+COUNTED = {"windows": "windows", "paths": "sample paths"}
 ROWS = 256  # series in one forward pass, so that memory does not grow with the table
 
 
@@ -29,16 +30,23 @@ def answer(task: Forecasting, model: Any, preprocessing: Mapping[str, Any], inpu
     horizon = inputs["horizon"] if inputs["horizon"] is not None else preprocessing["horizon"]
     windows = inputs.get("windows")
     step = inputs.get("step") or horizon
-    for name, value in (("horizon", horizon), ("windows", windows), ("step", step)):
+    paths = inputs.get("paths")
+    for name, value in (("horizon", horizon), ("windows", windows), ("step", step), ("paths", paths)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ZooError(f"{name}={value} must be a number of {name if name == 'windows' else 'points'}, at least 1")
+            raise ZooError(f"{name}={value} must be a number of {COUNTED.get(name, 'points')}, at least 1")
     levels = _levels(inputs.get("quantiles"))
     columns = inputs["columns"]
     columns = [name.strip() for name in columns.split(",")] if isinstance(columns, str) else columns
     panel = read_panel(inputs["input"], preprocessing, time=inputs["time"], columns=columns)
     if windows is not None:
+        if paths is not None:
+            raise ZooError("paths go with a forecast, not with a backtest; leave paths or windows out")
         return _backtest(task, model, preprocessing, panel, horizon, levels, windows, step)
-    return _forecast(task, model, preprocessing, panel_to_context(panel, preprocessing, horizon), horizon, levels)
+    context = panel_to_context(panel, preprocessing, horizon)
+    found = _forecast(task, model, preprocessing, context, horizon, levels)
+    if paths is not None:
+        found.paths_SNH = _paths(task, model, context, horizon, paths)
+    return found
 
 
 def _forecast(
@@ -77,6 +85,28 @@ def _forecast(
     std_S1, mean_S1 = context.std[:, None], context.mean[:, None]
     quantiles_SQH = torch.cat(quantiles) * std_S1[..., None] + mean_S1[..., None] if levels else None
     return Forecast.of(context, torch.cat(points) * std_S1 + mean_S1, quantiles_SQH, levels)
+
+
+def _paths(task: Forecasting, model: Any, context: Context, horizon: int, count: int) -> Tensor:
+    """(S, N, H) in original units; the same for the same table, as their seed is fixed."""
+    from zoo_time_series.tasks.forecasting import known
+
+    given = {"past": context.past, "past_valid": context.past_valid}
+    if context.covariates is not None:
+        given["covariates"] = context.covariates
+    pieces = []
+    with torch.inference_mode():
+        for rows in torch.arange(len(context.names)).split(ROWS):
+            there = {key: value[rows].to(model.device) for key, value in given.items()}
+            more = known(model, there)
+            found = task.sample_paths(model, there["past"], there["past_valid"], horizon, count, **more)
+            if found is None:
+                raise ZooError(
+                    "the model has no sample paths: it says nothing of how the points ahead hang together; take "
+                    "quantiles, or a model of a distribution, such as time_series/moirai_moe_tiny"
+                )
+            pieces.append(found.cpu())
+    return torch.cat(pieces) * context.std[:, None, None] + context.mean[:, None, None]
 
 
 def _backtest(
@@ -123,7 +153,7 @@ def _backtest(
     last = frames[-1]
     whole = Forecast(pd.concat(frames, ignore_index=True))
     whole.context, whole.values_SH, whole.quantiles_SQH = last.context, last.values_SH, last.quantiles_SQH
-    whole.levels, whole.notes = last.levels, list(last.notes)
+    whole.levels, whole.notes, whole.paths_SNH = last.levels, list(last.notes), None
     scores = {name: {k: float(v) for k, v in m.compute().items()} for name, m in metrics.items()}
     whole.scores = {"model": scores.pop(""), **scores}
     said = ", ".join(f"{name} {found['mase']:.3f}" for name, found in whole.scores.items())

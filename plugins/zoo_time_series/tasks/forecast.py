@@ -1,6 +1,6 @@
 """What a user gets: a data frame that remembers the series it continues. Imports pandas.
 
-Shapes: S series, H horizon, Q quantiles.
+Shapes: S series, N sample paths, H horizon, Q quantiles.
 """
 
 from __future__ import annotations
@@ -23,16 +23,18 @@ class Forecast(pd.DataFrame):
         context: the ends of the series, standardised, as the model saw them.
         values_SH: the forecasts as a tensor, in original units; ``quantiles_SQH`` beside them, or None.
         levels: of the quantiles.
+        paths_SNH: N sample paths of every series, where they were asked for; else None.
         notes: what was inferred, filled or dropped on reading the table, and where quantiles come from.
         scores: of a backtest, the metrics of the model and its rivals by name; else None. A backtest also has columns
             ``cutoff``, the last time known to the forecast, and ``actual``, what happened.
     """
 
-    _metadata: ClassVar[list[str]] = ["context", "values_SH", "quantiles_SQH", "levels", "notes", "scores"]
+    _metadata: ClassVar[list[str]] = ["context", "values_SH", "quantiles_SQH", "levels", "notes", "scores", "paths_SNH"]
     context: Context
     values_SH: Tensor
     quantiles_SQH: Tensor | None
     levels: list[float]
+    paths_SNH: Tensor | None
     notes: list[str]
     scores: dict[str, dict[str, float]] | None
 
@@ -56,4 +58,11 @@ class Forecast(pd.DataFrame):
         frame = cls(columns)
         frame.context, frame.values_SH, frame.quantiles_SQH = context, values_SH, quantiles_SQH
         frame.levels, frame.notes, frame.scores = list(levels), list(context.notes), None
+        frame.paths_SNH = None
         return frame
+
+    def paths_frame(self) -> pd.DataFrame:
+        """The sample paths, a row a forecast point and a column a path: ``unique_id``, ``ds``, ``0``, ``1``, ..."""
+        assert self.paths_SNH is not None
+        values = pd.DataFrame(self.paths_SNH.transpose(1, 2).flatten(0, 1).numpy())
+        return pd.concat([pd.DataFrame(self[["unique_id", "ds"]]), values], axis=1)

@@ -225,8 +225,9 @@ class Forecasting(Task):
         return answer(self, model, preprocessing, inputs)
 
     def write(self, result: Forecast, out: Path) -> list[Path]:
-        """``forecast.csv`` (unique_id, ds, y, a column a quantile) and ``forecast.png``, a fan where there are any; of
-        a backtest ``backtest.csv``, with what happened, and ``backtest.json``."""
+        """``forecast.csv`` (unique_id, ds, y, a column a quantile) and ``forecast.png``, a fan where there are any;
+        ``paths.csv`` where sample paths were asked for. Of a backtest ``backtest.csv``, with what happened, and
+        ``backtest.json``."""
         from zoo_time_series.plots import plot_forecast
 
         if result.scores is not None:
@@ -234,7 +235,10 @@ class Forecasting(Task):
             (out / "backtest.json").write_text(json.dumps(result.scores, indent=2))
             return [out / "backtest.csv", out / "backtest.json"]
         result.to_csv(out / "forecast.csv", index=False)
-        return [out / "forecast.csv", *plot_forecast(result, out / "forecast.png")]
+        if result.paths_SNH is not None:
+            result.paths_frame().to_csv(out / "paths.csv", index=False)
+        more = [] if result.paths_SNH is None else [out / "paths.csv"]
+        return [out / "forecast.csv", *more, *plot_forecast(result, out / "forecast.png")]
 
     def plot(self, model: Any, data: Any, out: Path) -> list[Path]:
         """``windows.png``: forecasts of a few test windows beside what happened, as fans of quantiles."""
