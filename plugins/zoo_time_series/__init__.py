@@ -13,6 +13,13 @@ _LOTSA = "LOTSA"
 _PATCH = "zoo_time_series.models.patch_encoder:PatchEncoder"
 _HEADS = "zoo_time_series.blocks.heads"
 
+
+def _etth1(model: str, recipe: str = "") -> dict[str, Weights]:
+    """The tag that was trained here on the train part of ETTh1."""
+    source = f"bundled:weights/{model}.etth1"
+    return {"etth1": Weights(source, f"time_series/{recipe or model}_etth1", "ETTh1", "data: CC BY-ND 4.0")}
+
+
 plugin = Plugin(
     api=API,
     doc="forecasters of univariate and multivariate series, with baselines and the field's protocols",
@@ -23,11 +30,7 @@ plugin = Plugin(
             "forecasting",
             "Time-MoE at a size that trains on a laptop",
             _PAPER,
-            pretrained={
-                "etth1": Weights(
-                    "bundled:weights/time_moe_tiny.etth1", "time_series/time_moe_etth1", "ETTh1", "data: CC BY-ND 4.0"
-                )
-            },
+            pretrained=_etth1("time_moe_tiny", "time_moe"),
         ),
         ModelSpec(
             "time_moe_base",
@@ -68,6 +71,7 @@ plugin = Plugin(
             "forecasting",
             "Moirai-MoE at a size that trains on a laptop",
             _MOIRAI_PAPER,
+            pretrained=_etth1("moirai_moe_tiny", "moirai_moe"),
         ),
         ModelSpec(
             "moirai_moe_small",
@@ -110,6 +114,7 @@ plugin = Plugin(
             "zoo_time_series.models.linear_moe:LinearMoE",
             "forecasting",
             "linear experts of several lookbacks in closed form, mixed by the kind of window",
+            pretrained=_etth1("linear_moe"),
         ),
         ModelSpec(
             "dlinear",
@@ -125,6 +130,7 @@ plugin = Plugin(
             "forecasting",
             "segments of patches are routed, of another length in each layer",
             "Seg-MoE, arXiv:2601.21641",
+            pretrained=_etth1("seg_moe"),
         ),
         ModelSpec(
             "mohets",
@@ -132,6 +138,7 @@ plugin = Plugin(
             "forecasting",
             "Fourier experts beside a shared convolution, covariates by cross-attention",
             "MoHETS",
+            pretrained=_etth1("mohets"),
         ),
         ModelSpec(
             "time_mixer",

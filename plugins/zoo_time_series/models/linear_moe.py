@@ -297,7 +297,8 @@ def _gram(residual_VZH: list[Tensor], moments_ZZ: Tensor) -> Tensor:
 
 def _weights(gram_PEVV: Tensor, count_P: Tensor) -> tuple[float, Tensor, Tensor]:
     """The best pull, the (P,) errors of weights learned from the other parts, and the (E, V) weights of all parts."""
-    part_PEVV = gram_PEVV / count_P[:, None, None, None]  # every part counts the same
+    level_P = gram_PEVV.sum(1).mean((1, 2))
+    part_PEVV = gram_PEVV / level_P[:, None, None, None]  # every part counts the same, whatever its errors
     results = []
     for pull in PULLS:
         errors = []
@@ -307,9 +308,9 @@ def _weights(gram_PEVV: Tensor, count_P: Tensor) -> tuple[float, Tensor, Tensor]
             errors.append(torch.einsum("ev,evu,eu->", mix_EV, part_PEVV[p], mix_EV))
         results.append(torch.stack(errors))
     table = torch.stack(results)
-    best = int((table / table[-1]).mean(1).argmin())
+    best = int(table.mean(1).argmin())
     mix_EV = torch.stack([simplex(m, PULLS[best]) for m in part_PEVV.sum(0)])
-    return PULLS[best], table[best], mix_EV.float()
+    return PULLS[best], table[best] * level_P / count_P, mix_EV.float()
 
 
 def simplex(gram_VV: Tensor, pull: float) -> Tensor:
