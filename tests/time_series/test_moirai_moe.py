@@ -285,7 +285,7 @@ def test_cached_drawing_equals_a_pass_over_everything(variates: int) -> None:
 
 
 def test_paths_repeat_with_their_seed_and_cover_what_they_should() -> None:
-    model, past = tiny(), torch.randn(3, 24)
+    model, past = tiny(components=["student_t", "log_normal"]), torch.randn(3, 24)  # without counts: no ties
     valid = torch.ones_like(past, dtype=torch.bool)
     with torch.no_grad():
         one = model.sample_paths(past, valid, 10, 50)
@@ -297,7 +297,9 @@ def test_paths_repeat_with_their_seed_and_cover_what_they_should() -> None:
     with torch.no_grad():
         first = model._encode(*(lambda p: (p, *model._scale(p)))(model.pack(past, valid, past[:, :0], valid[:, :0])))
     exact = torch.stack([first.distribution.sample() for _ in range(2000)])[:, :, -1]
-    torch.testing.assert_close(many.quantile(0.5, dim=1), exact.quantile(0.5, dim=0), atol=0.15, rtol=0.1)
+    middle, level = exact.quantile(0.5, dim=0)[:, None], torch.tensor(0.5)
+    share = (many < middle).float().mean(1)
+    torch.testing.assert_close(share, level.expand_as(share), atol=0.06, rtol=0)
 
 
 def test_a_mixture_is_the_sum_of_its_components() -> None:

@@ -95,8 +95,8 @@ class Mixture(Distribution):
     def sample(self, sample_shape: Any = ()) -> Tensor:
         with torch.no_grad():
             drawn = torch.stack([part.sample(sample_shape) for part in self.components], dim=-1)
-            noise = -torch.empty_like(drawn).exponential_().log()  # Gumbel: the arg max is a draw from the softmax
-            chosen = (self.logits + noise).argmax(-1, keepdim=True)
+            below = self.logits.softmax(-1).cumsum(-1)[..., :-1]
+            chosen = (torch.rand_like(drawn[..., :1]) > below).sum(-1, keepdim=True)
             return self.loc + self.scale * drawn.gather(-1, chosen)[..., 0]
 
 
