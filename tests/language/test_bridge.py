@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import zoo
+from zoo.cli import main
 from zoo.hub.convert import convert
 from zoo.hub.export import export
 from zoo.spec import ZooError
@@ -256,3 +258,31 @@ def test_the_tokenizer_comes_along_and_goes_back(tmp_path: Path) -> None:
     assert isinstance(predictor.predict(prompt="to be", max_tokens=3, temperature=0).text, str)
     export(ours, tmp_path / "back", "mixtral")
     assert (tmp_path / "back/tokenizer.json").read_text() == (tmp_path / "public/tokenizer.json").read_text()
+
+
+def test_zoo_convert_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def convert_line(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["zoo", "convert", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return code, "".join(capsys.readouterr())
+
+    zoo.create_model("language/mixtral_tiny").save_pretrained(tmp_path / "ours")
+    to = ("--to", tmp_path / "back")
+    code, out = convert_line(tmp_path / "ours", *to, "--export", "mixtral", "--dialect", "fused")
+    assert code == 0 and "in the layout mixtral" in out
+    assert "model.layers.0.mlp.experts.gate_up_proj" in load_file(tmp_path / "back/model.safetensors")
+    for arguments, told in (
+        (("--export", "mixtral", "--model", "language/mixtral_tiny"), "without --model"),
+        (("--dialect", "fused"), "name the layout with --export"),
+        (("--export", "mixtrall"), "did you mean mixtral"),
+    ):
+        code, out = convert_line(tmp_path / "ours", *to, *arguments)
+        assert code == 2 and told in out and out.count("\n") == 1
+    code, out = convert_line(tmp_path / "ours", "--to", tmp_path / "ours", "--export", "mixtral")
+    assert code == 2 and "name another folder" in out
