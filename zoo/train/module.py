@@ -69,7 +69,9 @@ class Module(L.LightningModule):
             {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
         ]
         # One pass over memory instead of a dozen. Lightning does not clip it in mixed precision; shards have their own.
-        fused = self.trainer.precision == "32-true" and all(type(p) is nn.Parameter for p in trained)
+        fused = self.trainer.precision == "32-true" and all(
+            type(p) is nn.Parameter and p.is_floating_point() for p in trained
+        )
         optimizer = torch.optim.AdamW(groups, lr=c.lr, betas=c.betas, fused=fused)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, c, self.steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
