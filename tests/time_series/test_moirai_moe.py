@@ -302,6 +302,16 @@ def test_paths_repeat_with_their_seed_and_cover_what_they_should() -> None:
     torch.testing.assert_close(share, level.expand_as(share), atol=0.06, rtol=0)
 
 
+def test_more_windows_in_a_batch_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zoo_time_series.models.moirai_moe.MOST_ROWS", 47)  # with 9 paths pieces of 4 windows
+    model, past = tiny(), torch.randn(8, 24)
+    valid = torch.ones_like(past, dtype=torch.bool)
+    with torch.no_grad():
+        whole = model.sample_paths(past, valid, 10, 9)
+        parts = [model.sample_paths(past[rows], valid[rows], 10, 9) for rows in (slice(0, 4), slice(4, 8))]
+    torch.testing.assert_close(whole, torch.cat(parts), atol=1e-4, rtol=1e-4)
+
+
 def test_a_mixture_is_the_sum_of_its_components() -> None:
     logits = torch.log(torch.tensor([0.2, 0.8]))
     mixture = Mixture(logits, [Normal(0.0, 1.0), LogNormal(0.0, 1.0)], torch.tensor(1.0), torch.tensor(2.0))

@@ -253,9 +253,10 @@ class MoiraiMoE(Forecaster):
         """(B, count, H): patch after patch, each drawn from its distribution given those before it."""
         pieces = []
         with torch.random.fork_rng(devices=[past_BL.device] if past_BL.is_cuda else []):
-            torch.manual_seed(seed)
-            step = max(1, MOST_ROWS // (count * variates)) * variates
+            # Pieces of a power of two, each with the same noise: larger batches do not change what a window gets.
+            step = 2 ** int(math.log2(max(1, MOST_ROWS // (count * variates)))) * variates
             for past, valid in zip(past_BL.split(step), past_valid_BL.split(step), strict=True):
+                torch.manual_seed(seed)
                 pieces.append(self._draw(past, valid, horizon, count, variates))
         return torch.cat(pieces)
 
