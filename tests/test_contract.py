@@ -13,6 +13,7 @@ from torch import Tensor
 from zoo import config as zc
 from zoo import create_model, hub, registry
 from zoo.moe import RouterOutput
+from zoo.moe.router import Router
 
 LARGE = 20_000_000
 KINDS = [kind for kind in registry.kinds() if kind != "model"]
@@ -76,6 +77,8 @@ def test_models_keep_the_contract(name: str, tmp_path: Path) -> None:
         whole = tensors(model(**inputs))
         for one, other in zip(tensors(again(**inputs)), whole, strict=True):
             assert torch.equal(one, other), "loaded as it was saved"
+        if any(isinstance(m, Router) and m.capacity is not None for m in model.modules()):
+            return  # an expert's places are the whole batch's: who gets one depends on the others (GShard, Switch)
         for b in range(3):
             alone = tensors(model(**{key: value[b : b + 1] for key, value in inputs.items()}))
             for one, other in zip(alone, whole, strict=True):
