@@ -52,10 +52,10 @@ class Vocabulary:
 
     def encode(self, text: str) -> Encoded:
         """Raises `ZooError` for text that it cannot express."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must override encode")
 
     def decode(self, tokens: Sequence[int]) -> str:
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must override decode")
 
 
 def saved(vocabulary: Vocabulary) -> dict[str, Any]:
