@@ -33,6 +33,8 @@ def upcycle_command(
     from zoo.spec import ZooError
     from zoo.surgery.upcycle import upcycle
 
+    if source.endswith("/") and not Path(source).is_dir():
+        raise ZooError(f"folder '{source}' does not exist; name one, plugin/model.tag or hf-hub:ORG/NAME")
     if folder.same(Path(source), to):
         raise ZooError(f"--to {to} is where the weights come from; name another folder")
     with console(stderr=True).status("upcycling"):
