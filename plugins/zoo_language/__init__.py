@@ -6,7 +6,7 @@ from zoo.spec import DatasetSpec, Input, ModelSpec, PartSpec, Plugin, TaskSpec
 from zoo_language.data.files import GSM8K, SHAKESPEARE, WIKITEXT
 from zoo_language.systems import MODELS
 
-_VOCABULARY = "zoo_language.data.vocabulary"
+_VOCABULARY = "zoo.vocabulary"
 
 plugin = Plugin(
     api=1,

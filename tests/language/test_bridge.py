@@ -17,8 +17,8 @@ import zoo
 from zoo.cli import main
 from zoo.hub.convert import convert
 from zoo.hub.export import export
+from zoo.nn.generation import generate
 from zoo.spec import ZooError
-from zoo_language.generation import generate
 
 SIZES = {
     "vocab_size": 61,

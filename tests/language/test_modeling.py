@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from zoo import create_model
+from zoo.nn.generation import choose, generate, spell
 from zoo.spec import ZooError
-from zoo_language.data.vocabulary import Byte, Char, saved
+from zoo.vocabulary import Byte, Char, saved
 from zoo_language.data.windows import pack
-from zoo_language.generation import choose, generate, spell
 from zoo_language.models.decoder import Output
 from zoo_language.tasks.modeling import LARGEST, Modeling
 

@@ -13,10 +13,10 @@ import torch
 
 from zoo.config import make
 from zoo.spec import ZooError
+from zoo.vocabulary import Bpe, Byte, Char, Tokenizer, Vocabulary, restore, saved
 from zoo_language.data.bytes import Bytes
 from zoo_language.data.public import Gsm8k, Shakespeare, WikiText2
 from zoo_language.data.text import Text, TextConfig, Texts, split_documents
-from zoo_language.data.vocabulary import Bpe, Byte, Char, Tokenizer, Vocabulary, restore, saved
 from zoo_language.data.windows import pack
 
 WORDS = "the quick brown fox jumps over the lazy dog; déjà vu, 東京 and a 😀 for good measure.\n" * 20

@@ -58,6 +58,8 @@ CASES: dict[str, dict[str, Any]] = {
 # A choice over a sequence looks at later positions while training, and no cache can follow it.
 NOT_CAUSAL = {"wiring mixture_of_blocks"}
 NO_CACHE = {"wiring mixture_of_blocks", "wiring mixture_of_depths"}
+# A window counts places of the row, and a scan over positions has one past: neither can step over a document.
+SHARING = sorted(n for n in CASES if n not in NO_CACHE and "lightning" not in n and "window" not in n)
 
 
 def build(name: str, **more: Any) -> Transformer:
@@ -132,6 +134,20 @@ def test_documents_do_not_see_each_other(name: str) -> None:
         both = model(x, document_BL=document)[0]
         alone = torch.cat([model(x[:, :3])[0], model(x[:, 3:])[0]], 1)
     torch.testing.assert_close(both, alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SHARING)
+@pytest.mark.parametrize("padding", [False, True])
+def test_documents_share_the_start_of_a_negative_number(name: str, padding: bool) -> None:
+    model, x = build(name), x_of()
+    document = torch.tensor([[-1] * 3 + [0] * 2 + [1] * 2] * 2)
+    valid = torch.tensor([[not padding, *[True] * 6]] * 2)
+    first = int(padding)
+    with torch.no_grad():
+        both = model(x, valid if padding else None, document_BL=document)[0]
+        one = model(x[:, first:5])[0]
+        other = model(torch.cat([x[:, first:3], x[:, 5:]], 1))[0][:, 3 - first :]
+    torch.testing.assert_close(both[:, first:], torch.cat([one, other], 1), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -40,7 +40,9 @@ class Span:
         start: positions in the cache; ``length`` new ones follow.
         first: answers are asked for from this new position on; keys and values are those of all.
         causal: a position sees itself and what is before it, else all.
-        valid_BS, document_BS: False on padding, which nobody sees; a position sees its own document alone.
+        valid_BS, document_BS: False on padding, which nobody sees; a position sees its own document, and those of a
+            negative number, which all documents of the row share (an image before several questions; full attention
+            only).
     """
 
     position_BL: Tensor
@@ -86,7 +88,9 @@ class Span:
             seen = seen & ((query_Q1 - key_S).abs() < window)
         seen = seen[None]
         if self.document_BS is not None:
-            seen = seen & (self.document_BS[:, self.start + self.first :, None] == self.document_BS[:, None])
+            key_B1S = self.document_BS[:, None]
+            own = self.document_BS[:, self.start + self.first :, None] == key_B1S
+            seen = seen & (own | (key_B1S < 0))
         if self.valid_BS is not None:
             seen = seen & self.valid_BS[:, None]
         return (seen | (key_S == query_Q1))[:, None]
@@ -117,6 +121,10 @@ def span_of(
     if document_BL is not None:
         opens_BL = document_BL != torch.cat([document_BL[:, :1], document_BL[:, :-1]], dim=1)
         position_BL = position_BL - torch.where(opens_BL, position_BL, 0).cummax(1).values
+        shared_BL = document_BL < 0
+        # A document goes on where the shared start of its row ends.
+        length_B1 = (shared_BL if all_valid is None else shared_BL & all_valid).sum(1, keepdim=True)
+        position_BL = position_BL + torch.where(shared_BL, 0, length_B1)
     return Span(position_BL, length, start, 0, causal, all_valid, document_BL, cache)
 
 

@@ -17,7 +17,7 @@ import torch
 
 from zoo.config import at_least
 from zoo.spec import ZooError
-from zoo_language.data.vocabulary import Byte, saved
+from zoo.vocabulary import Byte, saved
 from zoo_language.data.windows import Windows
 
 DOMAINS = ("python", "cpp", "prose", "records")

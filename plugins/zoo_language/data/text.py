@@ -19,7 +19,7 @@ from omegaconf import MISSING
 
 from zoo import config as zc
 from zoo.spec import ZooError
-from zoo_language.data.vocabulary import Vocabulary, saved
+from zoo.vocabulary import Vocabulary, saved
 from zoo_language.data.windows import Windows, pack
 
 SPLITS = ("train", "val", "test")

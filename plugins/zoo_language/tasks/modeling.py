@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from zoo.hub import create_model
+from zoo.nn.generation import generate, spell
 from zoo.spec import ZooError
 from zoo.train.task import Batch, Loss, Task
-from zoo_language.data.vocabulary import restore
-from zoo_language.generation import generate, spell
+from zoo.vocabulary import restore
 from zoo_language.tasks.scores import TokenScores
 
 LARGEST = 6144

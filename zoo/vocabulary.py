@@ -130,7 +130,7 @@ class Char(Vocabulary):
             if UNKNOWN not in self._characters:
                 raise ZooError(
                     f"character {chr(points_N[strange_N][0])!r} is not in the vocabulary of {self.size} characters; "
-                    "leave it out, or train with data.vocabulary.unknown=true or data.vocabulary=language/byte"
+                    "leave it out, or train with data.vocabulary.unknown=true or with the vocabulary of bytes"
                 )
             tokens_N[strange_N] = self._characters.index(UNKNOWN)
         return Encoded(tokens_N.astype(np.int32), _widths(points_N))
@@ -158,7 +158,7 @@ class Tokenizer(Vocabulary):
         if self.config.text is not None:
             return
         if self.config.path is None:
-            raise ZooError("data.vocabulary=language/tokenizer needs a file; set data.vocabulary.path=tokenizer.json")
+            raise ZooError("a vocabulary of a tokenizer needs its file; set data.vocabulary.path=tokenizer.json")
         try:
             self.config.text = Path(self.config.path).expanduser().read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:

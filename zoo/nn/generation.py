@@ -1,11 +1,11 @@
-"""Sampling from a language model, a token at a time.
+"""Sampling from a model of tokens, one at a time.
 
 Shapes: B sequences, L tokens so far, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zoo.nn import Cache
 from zoo.spec import ZooError
-from zoo_language.data.vocabulary import UNKNOWN, Vocabulary
+from zoo.vocabulary import UNKNOWN, Vocabulary
 
 
 @torch.no_grad()
@@ -26,6 +26,7 @@ def generate(
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
     use_cache: bool = True,
+    prompt: Mapping[str, Any] | None = None,
 ) -> Iterator[Tensor]:
     """The next tokens (B,) of each sequence, as they are drawn.
 
@@ -37,6 +38,8 @@ def generate(
         top_p: draw from the fewest tokens that hold this share of the probability (nucleus sampling, Holtzman et al.,
             arXiv:1904.09751).
         use_cache: keep keys and values; the tokens are the same without, and slower.
+        prompt: what else the model is given with the prompt, and with it alone (its images, say). Such a sequence keeps
+            its start, so it ends at ``max_length``. Needs the cache.
 
     Raises:
         ZooError: a prompt that is empty or longer than ``max_length``, or settings out of range.
@@ -49,12 +52,17 @@ def generate(
             f"temperature={temperature} must be at least 0, top_p={top_p} above 0 and at most 1, "
             f"max_tokens={max_tokens} at least 1"
         )
-    cache, new_BL = Cache() if use_cache else None, tokens_BL
+    if prompt and not use_cache:
+        raise ZooError("what comes with a prompt is kept in the cache; leave use_cache on")
+    cache, new_BL, beside = Cache() if use_cache else None, tokens_BL, dict(prompt or {})
     for _ in range(max_tokens):
+        if prompt and tokens_BL.shape[1] > limit:
+            return
         if tokens_BL.shape[1] > limit:
             tokens_BL = tokens_BL[:, -max(1, limit // 2) :]
             cache, new_BL = Cache() if use_cache else None, tokens_BL
-        out = model(new_BL if use_cache else tokens_BL, cache=cache, last_only=True)
+        out = model(new_BL if use_cache else tokens_BL, cache=cache, last_only=True, **beside)
+        beside = {}
         next_B1 = choose(out.logits_BLV[:, -1].float(), temperature, top_p, generator)
         yield next_B1[:, 0]
         tokens_BL, new_BL = torch.cat([tokens_BL, next_B1], dim=1), next_B1
