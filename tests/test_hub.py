@@ -20,8 +20,8 @@ from torch import Tensor
 import zoo
 from zoo import hub, registry
 from zoo.cli import main
+from zoo.hub import export, layout, sources
 from zoo.hub import folder as fmt
-from zoo.hub import sources
 from zoo.spec import ZooError
 
 MANIFEST = """
@@ -545,6 +545,16 @@ def test_importers_are_exact(public: Path, monkeypatch: pytest.MonkeyPatch) -> N
     refused("names '../saved/x.safetensors', which is not a file beside it", load)
     (public / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-9.safetensors"}}))
     refused("model-9.safetensors' does not exist", load)
+
+
+def test_blocks_of_rows_are_taken_apart_and_put_together() -> None:
+    given = {"0.qkv": torch.arange(12.0).view(6, 2), "0.odd": torch.zeros(4, 2)}
+    rows = layout.Rows(given, ["{n}.qkv[0/3]", "{n}.odd[2/3]"])
+    assert set(rows) == {"0.qkv[0/3]", "0.qkv[1/3]", "0.qkv[2/3]", "0.odd"}, "4 rows are no three blocks"
+    assert rows["0.qkv[1/3]"].tolist() == [[4, 5], [6, 7]]
+    back = export._whole({key: rows[key] for key in reversed(list(rows))})
+    assert all(torch.equal(back[key], value) for key, value in given.items())
+    assert layout.speaks(["{n}.qkv[0/3]"], ["x", "7.qkv"]) and not layout.speaks(["{n}.qkv"], ["7.qk"])
 
 
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:

@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
+from zoo import config as zc
 from zoo import hub
+from zoo.eval.evaluate import evaluate
 from zoo.spec import ZooError
 from zoo.train.module import learning_rate
 from zoo.train.recipe import Optim, read_recipe
@@ -62,6 +64,22 @@ def test_training_can_start_from_trained_weights(tmp_path):
     assert distance(start, still) == 0
     with pytest.raises(ZooError, match="do not fit"):
         run(tmp_path / "c", f"init={tmp_path / 'a'}", "model.stack.hidden_size=32")
+
+
+def test_a_task_may_show_and_assess(monkeypatch, tmp_path):
+    from zoo_time_series.tasks.forecasting import Forecasting
+
+    def show(self, model, data, out):
+        (out / "learned.txt").write_text(type(model).__name__)
+        return [out / "learned.txt"]
+
+    monkeypatch.setattr(Forecasting, "show", show)
+    monkeypatch.setattr(Forecasting, "assess", lambda self, model, data, split, most: {"drawn": float(most or -1)})
+    run(tmp_path / "a")
+    assert (tmp_path / "a" / "plots" / "learned.txt").read_text() == "TimeMoE"
+    section = zc.read_yaml(tmp_path / "a" / "config.yaml")["data"]
+    report = evaluate(hub.load(tmp_path / "a"), section, limit=3, quiet=True)
+    assert report.metrics["drawn"] == 3 and all(rival["drawn"] == 3 for rival in report.rivals.values())
 
 
 def test_a_launched_process_without_a_run_folder_is_told(monkeypatch, tmp_path):

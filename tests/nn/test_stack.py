@@ -13,8 +13,9 @@ from torch import Tensor
 
 from zoo import config as zc
 from zoo import registry
-from zoo.moe import MoE
+from zoo.moe import MoE, RouteContext
 from zoo.nn import Cache, Transformer, TransformerConfig, rotary
+from zoo.nn.build import Site
 from zoo.nn.size import measure
 from zoo.spec import ZooError
 
@@ -326,3 +327,20 @@ def test_an_encoder_sees_all_and_has_no_cache() -> None:
     with pytest.raises(ZooError, match="causal=false has no cache"):
         model(x, cache=Cache())
     assert replace(config, causal=True).causal
+
+
+def test_a_stack_may_leave_the_last_norm_to_its_head() -> None:
+    x = torch.randn(2, L, D)
+    whole = Transformer(zc.make(TransformerConfig, **BASE))
+    bare = Transformer(zc.make(TransformerConfig, **BASE, final_norm=False))
+    bare.load_state_dict({k: v for k, v in whole.state_dict().items() if k != "norm.weight"})
+    torch.testing.assert_close(whole.norm(bare(x)[0]), whole(x)[0])
+
+
+def test_activations_of_a_dense_layer() -> None:
+    x = torch.randn(2, L, D)
+    for name, function in (("gelu", F.gelu), ("gelu_tanh", lambda u: F.gelu(u, approximate="tanh"))):
+        node = {"name": "dense", "activation": name, "gated": False, "intermediate_size": 8, "bias": True}
+        layer = zc.build("feed_forward", node, Site(D))
+        y = F.linear(function(F.linear(x, layer.up_proj.weight, layer.up_proj.bias)), layer.down_proj.weight)
+        torch.testing.assert_close(layer(x, RouteContext())[0], y + layer.down_proj.bias)

@@ -86,6 +86,9 @@ def evaluate(
             for name, model in models.items():
                 task.update(metrics[name], model, batch)
     found = {name: {k: float(v) for k, v in m.compute().items()} for name, m in metrics.items()}
+    with torch.inference_mode():
+        for name, model in models.items():
+            found[name] |= task.assess(model, data, split, limit)
     results = task.conclude(found, data.preprocessing, split)
     return Report(
         name=predictor.name,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from zoo import config as zc
 from zoo import registry
 from zoo.hub import folder as fmt
-from zoo.hub import importer, sources
+from zoo.hub import importer, layout, sources
 from zoo.hub.model import Model, instantiate
 from zoo.spec import Importer, ModelSpec, ZooError
 
@@ -34,9 +34,10 @@ def opened(source: str, name: str = "", importer_name: str = "", overrides: Mapp
 
     Args:
         source: a file (.safetensors, .pt, .pth, .bin, .ckpt) or a folder of them, or ``hf-hub:ORG/NAME@REVISION``.
-        name: ``plugin/model``; found by the ``config.json`` beside the weights when only one model claims it.
+        name: ``plugin/model``; found by the ``config.json`` beside the weights when only one model claims it, or by
+            the file's name (``dit_moe_s_8E2A.pt``) when one model is called so.
         importer_name: which of the model's importers reads the layout; by default its only one when there is a foreign
-            ``config.json``. Without one, the keys must be our own.
+            ``config.json``, or when it needs none and knows the keys. Otherwise the keys must be our own.
         overrides: settings of the model that differ from its defaults.
 
     Raises:
@@ -46,10 +47,10 @@ def opened(source: str, name: str = "", importer_name: str = "", overrides: Mapp
     beside = (path if path.is_dir() else path.parent) / fmt.CONFIG
     foreign = fmt.read_json(beside) if beside.is_file() else None
     entry, tag = registry.find_model(name or _claimed(foreign, source))
-    if chosen := _importer(entry, importer_name or _of_tag(entry, tag), foreign):
-        if foreign is None:
+    if chosen := _importer(entry, importer_name or _of_tag(entry, tag), foreign, path):
+        if foreign is None and not _settled(chosen):
             raise ZooError(f"the importer needs the checkpoint's settings: put its config.json at {beside}")
-        saved = importer.imported(entry, chosen, foreign, lambda: tensors(path), beside.parent, overrides)
+        saved = importer.imported(entry, chosen, foreign or {}, lambda: tensors(path), beside.parent, overrides)
     else:
         tree = zc.resolve_part("model", zc.merge({"name": entry.name}, overrides or {}), "model") or {}
         saved = fmt.Saved(entry.name, {k: v for k, v in tree.items() if k != "name"}, _own(path, source))
@@ -78,6 +79,9 @@ def _claimed(foreign: Mapping[str, Any] | None, source: str) -> str:
         for each in getattr(entry.spec, "importers", {}).values()
         if foreign and each.expect and importer.fits(each, foreign) is None
     ]
+    named = [name for name in registry.entries("model") if name.partition("/")[2] == Path(source).stem.lower()]
+    if not claims and len(named) == 1:
+        return named[0]
     if len(claims) != 1:
         which = f"one of {', '.join(claims)}" if claims else "see `zoo list`"
         raise ZooError(f"cannot tell which model '{source}' holds; name it with --model ({which})")
@@ -89,10 +93,20 @@ def _of_tag(entry: registry.Entry, tag: str) -> str:
     return entry.spec.pretrained[tag].importer if tag else ""
 
 
-def _importer(entry: registry.Entry, name: str, foreign: Mapping[str, Any] | None) -> Importer | None:
+def _settled(chosen: Importer) -> bool:
+    """Whether a layout says all about the model, so that no config is needed."""
+    return not chosen.config and not chosen.expect
+
+
+def _importer(entry: registry.Entry, name: str, foreign: Mapping[str, Any] | None, path: Path) -> Importer | None:
     assert isinstance(entry.spec, ModelSpec)
     if not name:
         known = entry.spec.importers
+        if foreign is None and known:
+            maps = [(each, (each.keys, *each.dialects.values())) for each in known.values() if _settled(each)]
+            keys = list(tensors(path)) if maps else []
+            fit = [each for each, key_maps in maps if any(layout.speaks(m, keys) for m in key_maps)]
+            return fit[0] if len(fit) == 1 else None
         if foreign is None or not known:
             return None
         if len(known) > 1:

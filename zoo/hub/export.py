@@ -20,7 +20,7 @@ from zoo.hub import importer, layout
 from zoo.hub.model import Model
 from zoo.spec import Importer, ModelSpec, ZooError
 
-_ROW = re.compile(r"(.*)\[(\d+)\]")
+_ROW = re.compile(r"(.*)\[(\d+)(/\d+)?\]")
 
 
 def export(model: Model, to: Path, name: str, dialect: str = "", dtype: torch.dtype | None = None) -> None:
@@ -152,12 +152,12 @@ def _flat(tree: Any, path: str = "") -> dict[str, Any]:
 
 
 def _whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rows that a layout takes apart, put together again."""
+    """Rows, and blocks of rows, that a layout takes apart, put together again."""
     rows: dict[str, dict[int, Tensor]] = {}
     whole: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         if match := _ROW.fullmatch(key):
-            rows.setdefault(match[1], {})[int(match[2])] = tensor
+            rows.setdefault(match[1], {})[int(match[2])] = tensor if match[3] else tensor[None]
         else:
             whole[key] = tensor
-    return whole | {key: torch.stack([each[row] for row in sorted(each)]) for key, each in rows.items()}
+    return whole | {key: torch.cat([each[row] for row in sorted(each)]) for key, each in rows.items()}

@@ -57,10 +57,11 @@ def imported(
     assert node is not None
 
     def fill(model: nn.Module) -> None:
-        given: Mapping[str, Tensor] = layout.Rows(tensors(), chosen.keys)
+        layouts = (chosen.keys, *chosen.dialects.values())
+        given: Mapping[str, Tensor] = layout.Rows(tensors(), {key for keys in layouts for key in keys})
         ignored = tuple(prefix.format(**foreign) for prefix in chosen.ignore)
         given = {key: given[key] for key in given if not key.startswith(ignored)} if ignored else given
-        maps = [layout.places(keys, model, foreign) for keys in (chosen.keys, *chosen.dialects.values())]
+        maps = [layout.places(keys, model, foreign) for keys in layouts]
         fmt.copy_all(min(maps, key=lambda wanted: len(wanted.keys() ^ set(given))), given, where)
 
     tree = {key: value for key, value in node.items() if key != "name"}

@@ -125,14 +125,21 @@ def _targets(
 
 
 class Rows(Mapping[str, Tensor]):
-    """Foreign tensors, those that an importer names with ``[{n}]`` or ``[0]`` row by row: ``centroid[0]``, ..."""
+    """Foreign tensors, those that an importer names with ``[{n}]`` or ``[0]`` row by row: ``centroid[0]``, ..., and
+    those with ``[0/3]`` in equal blocks of rows: ``qkv[0/3]``, ..."""
 
     def __init__(self, tensors: Mapping[str, Tensor], patterns: Iterable[str]) -> None:
-        cut = [_pattern(p.rpartition("[")[0]) for p in patterns if p.endswith("]")]
-        self.tensors, self.home = tensors, dict[str, tuple[str, int | None]]()
+        cut = [(_pattern(p.rpartition("[")[0]), p.rpartition("/")[2][:-1]) for p in patterns if p.endswith("]")]
+        self.tensors, self.home = tensors, dict[str, tuple[str, int | slice | None]]()
         for key in tensors:
-            if any(p.fullmatch(key) for p in cut) and tensors[key].dim():
-                self.home |= {f"{key}[{row}]": (key, row) for row in range(len(tensors[key]))}
+            blocks = next((blocks for pattern, blocks in cut if pattern.fullmatch(key)), None)
+            length = len(tensors[key]) if blocks is not None and tensors[key].dim() else 0
+            if blocks and blocks.isdigit() and length % int(blocks) == 0:
+                size = length // int(blocks)
+                places = {f"[{n}/{blocks}]": slice(n * size, (n + 1) * size) for n in range(int(blocks))}
+                self.home |= {key + label: (key, place) for label, place in places.items()}
+            elif length and not (blocks and blocks.isdigit()):
+                self.home |= {f"{key}[{row}]": (key, row) for row in range(length)}
             else:
                 self.home[key] = (key, None)
 
@@ -145,6 +152,12 @@ class Rows(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.home)
+
+
+def speaks(patterns: Iterable[str], keys: Iterable[str]) -> bool:
+    """Whether any of these keys is one that a foreign pattern names."""
+    known = [_pattern(p.rpartition("[")[0] if p.endswith("]") else p) for p in patterns]
+    return any(pattern.fullmatch(key) for key in keys for pattern in known)
 
 
 def _pattern(key: str) -> re.Pattern[str]:

@@ -6,6 +6,7 @@ A feed-forward is ``feed_forward(x_BLD, ctx, state) -> (y, RouterOutput or None)
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from zoo.moe.layer import MoE
 from zoo.moe.types import RouteContext, RouterOutput
 from zoo.nn.build import Site
 
-ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}
+ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh"), "relu": F.relu}
 
 
 class Mixture(MoE):
@@ -39,7 +40,7 @@ class Dense(nn.Module):
     @dataclass
     class Config:
         intermediate_size: int = 256
-        activation: Literal["silu", "gelu", "relu"] = "silu"
+        activation: Literal["silu", "gelu", "gelu_tanh", "relu"] = "silu"
         gated: bool = True
         bias: bool = False
 

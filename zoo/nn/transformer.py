@@ -37,7 +37,8 @@ class TransformerConfig:
         pattern: [{feed_forward: {name: dense, intermediate_size: 8192}}, {}]          # GShard: every other layer
 
     ``pool`` neighbouring MoE layers share one bank of ``moe.num_experts`` experts (ReXMoE, S008). ``final_norm_eps`` is
-    that of the norm above all layers, where it is another (JetMoE).
+    that of the norm above all layers, where it is another (JetMoE); without ``final_norm`` there is none, for a head
+    that norms what it reads (DiT).
     """
 
     hidden_size: int = 128
@@ -52,6 +53,7 @@ class TransformerConfig:
     norm: Literal["rms", "layer"] = "rms"
     norm_eps: float = 1e-6
     final_norm_eps: float | None = None
+    final_norm: bool = True
     init_std: float = 0.02
     causal: bool = True
     activation_checkpointing: bool = False
@@ -80,7 +82,8 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(self._build(config))
         last_post = config.wiring["name"] == "sequential" and config.wiring["norm"] == "post"
         site = Site(config.hidden_size, norm_name=config.norm, norm_eps=config.norm_eps)
-        self.norm: nn.Module = nn.Identity() if last_post else site.norm(eps=config.final_norm_eps)
+        bare = last_post or not config.final_norm
+        self.norm: nn.Module = nn.Identity() if bare else site.norm(eps=config.final_norm_eps)
         mixtures = [module for module in self.layers.modules() if isinstance(module, MoE)]
         for place, moe in enumerate(mixtures):
             moe.layer = place

@@ -87,6 +87,9 @@ def train(tree: zc.Tree, folder: Path, *, fast_dev_run: bool = False, quiet: boo
     if rank() == 0:
         more = task.calibrate(model.eval(), data, FEW if fast_dev_run else CALIBRATION)
         hub.save(folder / "model", model, task=recipe.task, preprocessing={**data.preprocessing, **more})
+        (folder / "plots").mkdir(exist_ok=True)
+        for path in task.show(model, data, folder / "plots"):
+            print(f"wrote {path}", file=sys.stderr)
     return folder
 
 

@@ -73,6 +73,14 @@ class Task:
         """Score the model on an evaluation batch."""
         raise TypeError(f"{type(self).__name__} defines no evaluation")
 
+    def assess(self, model: nn.Module, data: Data, split: str, most: int | None) -> dict[str, float]:
+        """Further numbers of an evaluation, which no batch of its loop gives: of what the model generates, say.
+
+        Args:
+            most: score no more items than this; None for as many as the task thinks right.
+        """
+        return {}
+
     def rivals(self, preprocessing: Mapping[str, Any]) -> dict[str, nn.Module]:
         """Models that need no training and stand beside ours in every evaluation. Those with a ``fit(train, val)``
         are fitted to the data's splits first."""
@@ -102,6 +110,10 @@ class Task:
     def write(self, result: Any, out: Path) -> list[Path]:
         """Write what `predict` returned into a folder; returns the files."""
         raise TypeError(f"{type(self).__name__} defines no prediction")
+
+    def show(self, model: nn.Module, data: Data, out: Path) -> list[Path]:
+        """Pictures of what a model has learned, written when its training is done."""
+        return []
 
     def plot(self, model: nn.Module, data: Data, out: Path) -> list[Path]:
         """Pictures of the model at work on a data set, written after an evaluation."""
