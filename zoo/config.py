@@ -191,11 +191,12 @@ def resolve(schema: type, tree: Mapping[str, Any], path: str = "") -> Tree:
                 for key, node in value.items()
             }
         elif dataclasses.is_dataclass(hints[name]):
-            if not isinstance(value, Mapping):
-                value = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
-            if not isinstance(value, Mapping):
-                raise ZooError(f"config key '{where}' is a section; set its keys, not {value!r}")
-            resolved[name] = resolve(typing.cast(type, hints[name]), value, where)
+            resolved[name] = resolve(typing.cast(type, hints[name]), _section(value, where), where)
+        elif (each := _sections_of(hints[name])) is not None:
+            resolved[name] = {
+                key: resolve(each, _section(node, _join(where, key)), _join(where, key))
+                for key, node in _section(value, where).items()
+            }
         else:
             resolved[name] = _leaf(name, hints[name], value, where)
     return resolved
@@ -233,8 +234,11 @@ def to_object(schema: type[T], tree: Mapping[str, Any]) -> T:
     values = {}
     for field in dataclasses.fields(schema):  # type: ignore[arg-type]
         value, hint = tree[field.name], hints[field.name]
-        nested = dataclasses.is_dataclass(hint) and not field.metadata
-        values[field.name] = to_object(typing.cast(type, hint), value) if nested else value
+        if (each := _sections_of(hint)) is not None:
+            value = {key: to_object(each, node) for key, node in value.items()}
+        elif dataclasses.is_dataclass(hint) and not field.metadata:
+            value = to_object(typing.cast(type, hint), value)
+        values[field.name] = value
     return schema(**values)
 
 
@@ -256,6 +260,21 @@ def at_least(least: float, config: Any, *names: str) -> None:
         value = getattr(config, name)
         if value is not None and value < least:
             raise ZooError(f"{name}={value} must be at least {least}")
+
+
+def _section(value: Any, path: str) -> Mapping[str, Any]:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if not isinstance(value, Mapping):
+        raise ZooError(f"config key '{path}' is a section; set its keys, not {value!r}")
+    return value
+
+
+def _sections_of(hint: Any) -> type | None:
+    """The dataclass in ``dict[str, dataclass]``: named sections, in the order in which they are written."""
+    if typing.get_origin(hint) is not dict or not dataclasses.is_dataclass(each := typing.get_args(hint)[1]):
+        return None
+    return typing.cast(type, each)
 
 
 def _settings(node: Mapping[str, Any]) -> Tree:

@@ -15,7 +15,7 @@ from zoo import config as zc
 from zoo.moe import RouteContext, Routing
 from zoo.nn import Transformer, TransformerConfig
 from zoo.train.module import Module
-from zoo.train.recipe import Optim
+from zoo.train.recipe import Optim, Stage
 from zoo.train.task import Batch, Loss, Task
 from zoo_kernels import ops
 
@@ -64,7 +64,7 @@ def test_schedules_follow_the_trainer(tmp_path: Path) -> None:
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        module = Module(Transformer(config), task, Optim(), 10, {})
+        module = Module(Transformer(config), task, Optim(), Stage(steps=10), {})
         trainer.fit(module, loader, loader, ckpt_path=resume, weights_only=True)
         trainer.save_checkpoint(tmp_path / "last.ckpt")
         return task

@@ -2,6 +2,7 @@
 
 from zoo.moe.balance import Balancer, Balancers
 from zoo.moe.layer import MoE, MoEConfig
+from zoo.moe.router import give
 from zoo.moe.types import RouteContext, RouterOutput, Routing
 
-__all__ = ["Balancer", "Balancers", "MoE", "MoEConfig", "RouteContext", "RouterOutput", "Routing"]
+__all__ = ["Balancer", "Balancers", "MoE", "MoEConfig", "RouteContext", "RouterOutput", "Routing", "give"]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from zoo import config as zc
 from zoo.moe.types import RouteContext, RouterOutput
+from zoo.spec import ZooError
 
 
 @dataclass
@@ -60,6 +61,7 @@ class Router(nn.Module):
         self.capacity = zc.build("capacity", parts.capacity, num_experts) if parts.capacity else None
         self.weigher = zc.build("weigher", parts.weigher, hidden_size, num_experts)
         self.jitter = parts.jitter
+        self.given: int | str | None = None
 
     def _hooks(self, kind: str, nodes: Mapping[str, Any], hidden_size: int) -> nn.ModuleList:
         named = [{"name": name, **node} for name, node in nodes.items() if node is not None]
@@ -119,6 +121,9 @@ class Router(nn.Module):
             if self.capacity is not None:
                 used_TK = self.capacity(index_TK, used_TK, select_TE, ctx)
             weight_TK, shared_TS = self.weigher(x_TD, logits_TE, scores_TE, index_TK, used_TK, ctx)
+            if self.given is not None:
+                index_TK, used_TK = self._given(index_TK, valid_T, ctx)
+                weight_TK = torch.ones_like(weight_TK)
             weight_TK = weight_TK.masked_fill(~used_TK, 0.0)
             loss = torch.stack(losses).sum() if losses else None
         return RouterOutput(
@@ -134,6 +139,31 @@ class Router(nn.Module):
             loss,
             prob_TE=prob_TE,
         )
+
+    def _given(self, index_TK: Tensor, valid_T: Tensor, ctx: RouteContext) -> tuple[Tensor, Tensor]:
+        """The expert that was given, in the first slot: all routers choose it with weight 1 (see `give`)."""
+        expert_T: Any = self.given
+        if isinstance(self.given, str) and (expert_T := getattr(ctx, self.given)) is None:
+            raise ZooError(f"experts are to be given by {self.given}, but this task tags no token with a {self.given}")
+        index_TK, used_TK = torch.zeros_like(index_TK), torch.zeros_like(index_TK, dtype=torch.bool)
+        index_TK[:, 0], used_TK[:, 0] = expert_T, valid_T
+        return index_TK, used_TK
+
+
+def give(model: nn.Module, expert: int | str | None) -> None:
+    """Let all routers of a model choose ``expert``, with weight 1: a number, or the name of the token-wise field of the
+    `RouteContext` that holds numbers (``label``, ``domain``, ``modality``). None: let them choose themselves again.
+
+    Raises:
+        ZooError: the model has no router, or a layer has no such expert.
+    """
+    routers = [module for module in model.modules() if isinstance(module, Router)]
+    if expert is not None and not routers:
+        raise ZooError("experts are to be given, but the model has no router; leave router.mode out")
+    for router in routers:
+        if isinstance(expert, int) and expert >= router.num_experts:
+            raise ZooError(f"expert {expert} is to be given, but a layer has {router.num_experts}; count from 0")
+        router.given = expert
 
 
 class TopK(Router):

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from omegaconf import MISSING
+
 from zoo import config as zc
 from zoo import registry
 from zoo.spec import ZooError
@@ -32,7 +34,8 @@ class Optim:
 @dataclass
 class Training:
     """How long and in what pieces. ``val_every`` and ``save_every`` count optimiser steps; ``val_batches`` limits a
-    validation pass (null: all of it)."""
+    validation pass (null: all of it). With ``ema``, a decay per step such as 0.999, the exponential moving average of
+    the weights is what is validated and saved."""
 
     steps: int = 1000
     batch_size: int = 32
@@ -42,6 +45,7 @@ class Training:
     val_batches: int | None = None
     save_every: int = 200
     log_every: int = 10
+    ema: float | None = None
     workers: int = 0
     devices: int = 1
     nodes: int = 1
@@ -51,19 +55,67 @@ class Training:
     def __post_init__(self) -> None:
         zc.at_least(1, self, "steps", "batch_size", "eval_batch_size", "accumulate", "val_every", "val_batches")
         zc.at_least(1, self, "save_every", "log_every", "devices", "nodes")
-        zc.at_least(0, self, "workers")
+        zc.at_least(0, self, "workers", "ema")
+        if self.ema is not None and self.ema >= 1:
+            raise ZooError(f"train.ema={self.ema} must be below 1; 0.999 remembers about a thousand steps")
+
+
+@dataclass
+class RouterMode:
+    """Who chooses the experts: the router (``learned``), nobody (``only``: every token goes to ``expert``, so that the
+    layer is the dense one that this expert is), or what a token is tagged with (``label``, ``domain``, ``modality``:
+    its number is the expert's, as in teacher forcing)."""
+
+    mode: Literal["learned", "only", "label", "domain", "modality"] = "learned"
+    expert: int = 0
+
+    def __post_init__(self) -> None:
+        zc.at_least(0, self, "expert")
+
+
+@dataclass
+class Stage:
+    """One stage of a training: what is trained, on what, with which losses, and from where.
+
+    Args:
+        steps: optimiser steps; warm-up, schedules of the optimiser and of the balancers are the stage's own.
+        trainable: wildcards on names of parameters that are trained; the recipe's ``freeze`` is taken out of them.
+        lr: learning rate; null: the recipe's.
+        groups: wildcard to factor on the learning rate; the factors of all that match a name multiply.
+        losses: name of a loss (of the task's ``terms``, or a balancer) to factor; 0 switches it off.
+        data: laid over the recipe's data section: another mix, another domain; null: the recipe's data.
+        router: who chooses the experts.
+        start: the weights to begin from: ``previous``, ``initial``, or the name of an earlier stage.
+        init: what is done to the weights first: clone an FFN into experts, merge specialists.
+    """
+
+    steps: int = MISSING
+    trainable: list[str] = field(default_factory=lambda: ["*"])
+    lr: float | None = None
+    groups: dict[str, float] = field(default_factory=dict)
+    losses: dict[str, float] = field(default_factory=dict)
+    data: Any = None
+    router: RouterMode = field(default_factory=RouterMode)
+    start: str = "previous"
+    init: Any = zc.part("init action")
+
+    def __post_init__(self) -> None:
+        zc.at_least(1, self, "steps")
+        zc.at_least(0, self, "lr")
 
 
 @dataclass
 class Recipe:
     """A recipe. ``init`` names trained weights to start from (a tag or a folder); ``freeze`` are wildcards on names of
-    parameters that stay as they are; ``resume`` is ``last`` or a run folder; ``out`` is where run folders go."""
+    parameters that stay as they are; ``stages`` are trained one after the other, and say how long; ``resume`` is
+    ``last`` or a run folder; ``out`` is where run folders go."""
 
     model: Any = zc.part("model")
     task: Any = zc.part("task")
     data: Any = zc.part("data set")
     optim: Optim = field(default_factory=Optim)
     train: Training = field(default_factory=Training)
+    stages: dict[str, Stage] = field(default_factory=dict)
     init: str | None = None
     freeze: list[str] = field(default_factory=list)
     seed: int = 0
@@ -91,7 +143,31 @@ def resolve_recipe(tree: zc.Tree, where: str) -> zc.Tree:
     data = tree.get("data")
     if data is None:
         raise ZooError(f"recipe '{where}' names no data set; set data.name=..., one of {registry.list_datasets()}")
-    return zc.resolve(Recipe, {**tree, "data": in_plugin_of(name, data)})
+    data = in_plugin_of(name, data)
+    resolved = zc.resolve(Recipe, {**tree, "data": data})
+    _resolve_stages(resolved, name, data, (tree.get("train") or {}).get("steps"))
+    return resolved
+
+
+def _resolve_stages(tree: zc.Tree, model: str, data: Any, steps: int | None) -> None:
+    """Give every stage its whole data section, and the run the sum of the stages' steps."""
+    earlier = ["previous", "initial"]
+    for name, stage in tree["stages"].items():
+        if not name.isidentifier() or name in earlier:
+            raise ZooError(
+                f"stages: '{name}' cannot be the name of a stage; use letters, digits and _, and not 'initial'"
+            )
+        if stage["start"] not in earlier:
+            raise ZooError(f"stages.{name}.start='{stage['start']}' is no earlier stage; choose one of {earlier}")
+        earlier.append(name)
+        if stage["data"] is not None:
+            own = in_plugin_of(model, zc.merge(data, stage["data"]))
+            stage["data"] = zc.resolve_part("data set", own, f"stages.{name}.data")
+    total = sum(stage["steps"] for stage in tree["stages"].values())
+    if tree["stages"] and steps not in (None, total):
+        names = ", ".join(tree["stages"])
+        raise ZooError(f"train.steps={steps}, but the stages {names} take {total}: set theirs, or train.steps={total}")
+    tree["train"]["steps"] = total or tree["train"]["steps"]
 
 
 def in_plugin_of(model: str, data: Any) -> Any:

@@ -1,31 +1,32 @@
 """`zoo train`: from a resolved recipe to a run folder that holds everything needed to trust, resume and use it.
 
 runs/<recipe>/            config.yaml  run.json (versions, commit, seed)  logs/  plots/
-    checkpoints/          last.ckpt, best.ckpt
+    checkpoints/          last.ckpt, best.ckpt; with stages, a folder of them for each
+    stages/<stage>/       the model after each stage, like model/
     model/                config.json, model.safetensors: what `zoo.load` reads
 """
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import logging
 import os
 import platform
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from zoo import config as zc
 from zoo import hub
@@ -36,9 +37,11 @@ from zoo.train.checkpoints import AtomicIO, Best, Last, newest_checkpoint, read_
 from zoo.train.data import DataModule
 from zoo.train.git import git_commit
 from zoo.train.module import Module
-from zoo.train.recipe import Recipe
+from zoo.train.recipe import Recipe, Stage
+from zoo.train.stages import StageWeights, rank
 from zoo.train.task import Data, Task
 
+__all__ = ["rank", "resume_tree", "run_folder", "train"]
 RUN = "ZOO_RUN"
 CALIBRATION, FEW = 1024, 8  # items of the validation split to calibrate a trained model on
 PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -73,17 +76,20 @@ def train(tree: zc.Tree, folder: Path, *, fast_dev_run: bool = False, quiet: boo
         hub.folder.fill(model, hub.folder.unique_state(start.model), recipe.init)
         trained = start.preprocessing
     task.match(model, data, trained)
-    freeze(model, recipe.freeze)
     for note in data.notes:
         print(f"data: {note}", file=sys.stderr)
+    stages = recipe.stages or {"": zc.make(Stage, steps=recipe.train.steps)}
     if fast_dev_run:
-        recipe.train.steps, recipe.train.val_every, recipe.train.val_batches = 1, 1, 1
+        recipe.train.val_every, recipe.train.val_batches = 1, 1
         recipe.train.batch_size, recipe.train.eval_batch_size = min(2, recipe.train.batch_size), 2
+        stages = {name: replace(stage, steps=1) for name, stage in stages.items()}
     if callable(fit := getattr(model, "fit", None)):
+        if recipe.stages:
+            raise ZooError(f"{recipe.model['name']} is fitted in closed form, in no stages; remove stages")
         write_folder(tree, folder)
         fit(data.split("train"), data.split("val"))
     else:
-        _fit(recipe, tree, folder, model, task, data, quiet)
+        _fit_stages(recipe, tree, folder, model, task, data, stages, quiet)
     if rank() == 0:
         more = task.calibrate(model.eval(), data, FEW if fast_dev_run else CALIBRATION)
         hub.save(folder / "model", model, task=recipe.task, preprocessing={**data.preprocessing, **more})
@@ -93,22 +99,67 @@ def train(tree: zc.Tree, folder: Path, *, fast_dev_run: bool = False, quiet: boo
     return folder
 
 
-def _fit(
-    recipe: Recipe, tree: zc.Tree, folder: Path, model: torch.nn.Module, task: Task, data: Data, quiet: bool
+def _fit_stages(
+    recipe: Recipe,
+    tree: zc.Tree,
+    folder: Path,
+    model: hub.Model,
+    task: Task,
+    data: Data,
+    stages: Mapping[str, Stage],
+    quiet: bool,
 ) -> None:
-    t = recipe.train
-    module = Module(model, task, recipe.optim, t.steps, tree)
-    checkpoints = folder / "checkpoints"
+    """Train one stage after the other; a recipe without stages is a single one without a name."""
+    weights, before, started = StageWeights(model, folder / "stages", stages, recipe.freeze), 0, False
+    if recipe.stages:
+        weights.done("initial")
+    for number, (name, stage) in enumerate(stages.items()):
+        if not weights.done(name):
+            trainer, newest = _trainer(recipe, stage, task, folder, name, quiet)
+            if not started and rank() == 0:
+                write_folder(tree, folder)
+            if name and not weights.names:
+                weights.end("initial", recipe.task, data.preprocessing)
+            started = True
+            if number:  # a stage draws the same numbers whether or not the one before it was in this process
+                L.seed_everything(recipe.seed + number, workers=True, verbose=False)
+            weights.begin(name, stage)
+            loaders = DataModule(
+                data if stage.data is None else _stage_data(name, stage, model, task, data),
+                replace(recipe.train, steps=stage.steps),
+                recipe.seed + number,
+            )
+            _fit(trainer, Module(model, task, recipe.optim, stage, tree, before), loaders, newest, folder)
+            weights.end(name, recipe.task, data.preprocessing)
+        before += stage.steps
+    weights.finish()
+
+
+def _stage_data(name: str, stage: Stage, model: hub.Model, task: Task, data: Data) -> Data:
+    own: Data = zc.build("data set", stage.data)
+    task.match(model, own, data.preprocessing)
+    for note in own.notes:
+        print(f"data of stage {name}: {note}", file=sys.stderr)
+    return own
+
+
+def _trainer(
+    recipe: Recipe, stage: Stage, task: Task, folder: Path, name: str, quiet: bool
+) -> tuple[L.Trainer, Path | None]:
+    """The trainer of a stage, and the checkpoint to go on from."""
+    t = replace(recipe.train, steps=stage.steps)
+    checkpoints = folder / "checkpoints" / name
     done, newest = newest_checkpoint(checkpoints) or (0, None)
     if done >= t.steps:
         print(f"{folder} has done its {done} steps already; raise train.steps to train on", file=sys.stderr)
-    best = Best(checkpoints, "best", monitor=f"val/{task.monitor}", enable_version_counter=False)
     callbacks: list[Callback] = [
         RandomStates(),
         ExpertLoadLogger(),
-        best,
+        Best(checkpoints, "best", monitor=f"val/{task.monitor}", enable_version_counter=False),
         Last(checkpoints / "last.ckpt", t.save_every),
     ]
+    if t.ema is not None:
+        callbacks.append(EMAWeightAveraging(use_buffers=False, decay=t.ema))
     if not quiet:
         callbacks.append(RichProgressBar(console_kwargs={"stderr": True}))
     kind, _, index = recipe.device.partition(":")
@@ -137,18 +188,24 @@ def _fit(
         plugins=AtomicIO(),
     )
     try:
-        trainer = L.Trainer(**options)
+        return L.Trainer(**options), newest
     except (MisconfigurationException, ValueError, TypeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ZooError(
             f"device={recipe.device}, devices={t.devices} and strategy={t.strategy} do not work here: {reason}"
         ) from error
-    if rank() == 0:
-        write_folder(tree, folder)
+
+
+def _fit(trainer: L.Trainer, module: Module, loaders: DataModule, newest: Path | None, folder: Path) -> None:
+    """Train, and leave the model with its best weights."""
+    model = module.model
     os.environ[RUN] = str(folder)  # the processes that a strategy starts are to find it
     module.train()
+    for part in model.modules():  # a frozen batch norm keeps its statistics too
+        if isinstance(part, _BatchNorm) and not any(p.requires_grad for p in part.parameters()):
+            part.eval()
     try:
-        trainer.fit(module, datamodule=DataModule(data, t, recipe.seed), ckpt_path=newest, weights_only=True)
+        trainer.fit(module, datamodule=loaders, ckpt_path=newest, weights_only=True)
     except SystemExit:
         if not trainer.interrupted:
             raise
@@ -159,27 +216,11 @@ def _fit(
             f"writing to {folder} failed ({error.strerror or error}); free some space there, then go on with "
             f"resume={folder}"
         ) from error
+    best = next(callback for callback in trainer.callbacks if isinstance(callback, Best))  # type: ignore[attr-defined]
     if best.best_model_path:
         state = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
         model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
     model.eval()
-
-
-def freeze(model: torch.nn.Module, patterns: Sequence[str]) -> None:
-    """Take the parameters whose names match a wildcard out of training. Raises `ZooError` for one that matches none."""
-    for pattern in patterns:
-        found = [p for name, p in model.named_parameters() if fnmatch.fnmatchcase(name, pattern)]
-        if not found:
-            raise ZooError(
-                f"freeze: no parameter's name matches '{pattern}'; the model has {next(iter(model.state_dict()))}, ..."
-            )
-        for parameter in found:
-            parameter.requires_grad_(False)
-
-
-def rank() -> int:
-    """Which process of a distributed run this is; 0 when it is the only one."""
-    return int(rank_zero_only.rank or 0)
 
 
 def run_folder(out: str, name: str, resume: str | None) -> Path:

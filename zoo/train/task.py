@@ -17,12 +17,14 @@ Batch = Mapping[str, Tensor]
 
 
 class Loss(NamedTuple):
-    """What `Task.loss` returns: the task's own loss, the routing behind it (the trainer adds the balance losses), and
-    further scalars to log."""
+    """What `Task.loss` returns: the task's own loss, the routing behind it (the trainer adds the balance losses),
+    further scalars to log, and further losses by name, coefficients applied, which the trainer adds and a stage may
+    scale or switch off."""
 
     loss: Tensor
     routing: Routing = ()
     logs: Mapping[str, Tensor] = {}
+    terms: Mapping[str, Tensor] = {}
 
 
 class Data(Protocol):

@@ -79,13 +79,13 @@ class Balancers(nn.Module):
         given = [bias for bias in each if bias is not None]
         return sum(given[1:], given[0]) if given else None
 
-    def loss(self, routing: Routing) -> dict[str, Tensor]:
+    def loss(self, routing: Routing, learning: bool = True) -> dict[str, Tensor]:
         """Losses by balancer name, and ``router``, what the routers' own parts want added. Raises `ZooError` when
-        routing was run without gradients while training."""
+        routing was run without gradients while the routers are ``learning``."""
         losses = {name: loss for name, balancer in self.each.items() if (loss := balancer.loss(routing)) is not None}
         if own := [out.loss for out in routing if out.loss is not None]:
             losses["router"] = torch.stack(own).sum()
-        if torch.is_grad_enabled() and any(not loss.requires_grad for loss in losses.values()):
+        if learning and torch.is_grad_enabled() and any(not loss.requires_grad for loss in losses.values()):
             raise ZooError(
                 "a balance loss has no gradient: routing ran without one, as it does under reentrant activation "
                 "checkpointing; use checkpoint(..., use_reentrant=False)"
