@@ -95,6 +95,14 @@ PARTS = (
     ),
     PartSpec(
         "scorer",
+        "by_modality",
+        "zoo.moe.scorers.context:ByModality",
+        "z = W_m x, m the modality",
+        "arXiv:2508.09779",
+        "MoIIE",
+    ),
+    PartSpec(
+        "scorer",
         "sparsity_aware",
         "zoo.moe.scorers.context:SparsityAware",
         "z_e = -erf(mu_e(x) / (sqrt(2) sigma_e(x))) from the experts' weights",

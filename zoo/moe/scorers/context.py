@@ -121,6 +121,33 @@ class Conditional(nn.Module):
         return logits_TE if self.token is None else logits_TE + F.linear(x_TD, self.token.float()), state
 
 
+class ByModality(nn.Module):
+    """``z = W_m x``, ``m = ctx.modality``: a router of its own for each of ``count`` modalities (MoIIE,
+    arXiv:2508.09779); a modality beyond them has the last one's."""
+
+    @dataclass
+    class Config:
+        count: int = 2
+
+        def __post_init__(self) -> None:
+            at_least(1, self, "count")
+
+    def __init__(self, config: Config, hidden_size: int, num_experts: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.count, num_experts, hidden_size))
+
+    def reset_parameters(self, std: float) -> None:
+        nn.init.normal_(self.weight, std=std)
+
+    def forward(self, x_TD: Tensor, ctx: RouteContext, state: Any = None) -> tuple[Tensor, Any]:
+        if ctx.modality is None:
+            raise ZooError("the by_modality scorer needs ctx.modality, which this model does not give; use another one")
+        # All of them and then one's own: the matrices are small, and no shape depends on the data.
+        logits_TME = torch.einsum("td,med->tme", x_TD, self.weight.float())
+        own_T11 = ctx.modality.clamp(0, len(self.weight) - 1).long()[:, None, None]
+        return logits_TME.gather(1, own_T11.expand(-1, 1, logits_TME.shape[-1]))[:, 0], state
+
+
 class SparsityAware(nn.Module):
     """``z_e = -erf(mu_e / (sqrt(2) sigma_e))``, ``mu_e = sum_d x_d mean_f W1_efd``, ``sigma_e^2 = sum_d x_d^2 var_f
     W1_efd``: 1 minus twice the share of expert e's units that would be positive, were its weights normal (MoE-X,
