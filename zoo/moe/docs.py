@@ -26,6 +26,7 @@ KINDS = {
     "feed_forward": "What a layer of the stack does with each position: `stack.feed_forward`. f, with n a norm.",
     "wiring": "How mixer, feed-forward and residual stream hang together: `stack.wiring`. "
     "`stack.first` and `stack.pattern` give some layers other parts; `stack.pool` makes layers share experts.",
+    "init action": "What a stage does to the weights before it begins: `stages.NAME.init`.",
 }
 
 INTRO = """# The parts of a mixture of experts
@@ -71,6 +72,7 @@ CALLS = {
     "balancer": "zoo.moe.balance.Balancer; any of bias(layer, scores_TE, valid_T), loss(routing), observe(routing), "
     "step()",
     "unit": "zoo.moe.units.TokenUnit; see(x, ctx) -> seen_TD, valid_T, ctx; split, join, spread",
+    "init action": "(config); __call__(model, states)",
 }
 """How a part of each kind is made and called: all that a new one has to know."""
 
