@@ -349,7 +349,7 @@ def test_new_weights_never_stand_beside_an_old_config(saved: Path, monkeypatch: 
 
 def test_only_plain_data_is_saved(tmp_path: Path) -> None:
     model = zoo.create_model("toy/toy")
-    for odd in ({"mean": torch.ones(1)}, {"mean": float("nan")}, {"f": print}):
+    for odd in ({"means": [torch.ones(1)]}, {"mean": float("nan")}, {"f": print}):
         refused("must be plain data", lambda odd=odd: hub.save(tmp_path, model, preprocessing=odd))
     assert list(tmp_path.iterdir()) == []
 
@@ -642,3 +642,20 @@ def test_convert_says_what_is_wrong(convert: Cli, tmp_path: Path, public: Path, 
     weights.write_bytes(weights.read_bytes()[:-200])
     assert "truncated or more than plain weights" in told(weights, *to, "--model", "toy/toy")
     assert not (tmp_path / "to").exists()
+
+
+def test_tensors_of_the_preprocessing_travel_beside_the_weights(tmp_path: Path) -> None:
+    model = zoo.create_model("toy/toy")
+    scale = {"codec": {"weights": {"a.b": torch.arange(3.0), "c": torch.tensor(2)}, "rate": 8}, "names": ["x"]}
+    hub.save(tmp_path / "m", model, preprocessing=scale)
+    again = hub.load(tmp_path / "m").preprocessing
+    assert again["names"] == ["x"] and again["codec"]["rate"] == 8
+    assert all(torch.equal(again["codec"]["weights"][key], value) for key, value in scale["codec"]["weights"].items())
+    loaded = hub.load(tmp_path / "m")
+    hub.save(tmp_path / "again", loaded.model)
+    assert (tmp_path / "again" / fmt.PREPROCESSING).is_file(), "saved again with what it was loaded with"
+    hub.save(tmp_path / "again", loaded.model, preprocessing={})
+    assert not (tmp_path / "again" / fmt.PREPROCESSING).exists()
+    (tmp_path / "m" / fmt.PREPROCESSING).unlink()
+    with pytest.raises(ZooError, match=r"preprocessing\.safetensors' does not exist"):
+        hub.load(tmp_path / "m")

@@ -10,7 +10,7 @@ import torch
 
 from zoo import config as zc
 from zoo import hub, registry
-from zoo.moe import MoE, RouteContext, give
+from zoo.moe import MoE, MoEConfig, RouteContext, give
 from zoo.spec import ZooError
 from zoo.train.logs import read_logs
 from zoo.train.module import Module
@@ -148,6 +148,38 @@ def test_a_given_expert_is_the_dense_layer():
     assert (moe(x, RouteContext())[1].used_TK.sum()) == 20
     with pytest.raises(ZooError, match="expert 99 is to be given"):
         give(model, 99)
+
+
+def test_several_given_experts_are_slices_of_one_dense_layer():
+    model = hub.create_model("time_series/time_moe_tiny", **{"stack.hidden_size": 64}).eval()
+    moe = next(m for m in model.modules() if isinstance(m, MoE))
+    moe.shared = None
+    x = torch.randn(2, 5, 64)
+    alone = []
+    for expert in (1, 3):
+        give(model, expert)
+        alone.append(moe(x, RouteContext())[0])
+    give(model, [1, 3])
+    y, out = moe(x, RouteContext())
+    torch.testing.assert_close(y, alone[0] + alone[1])
+    assert out.used_TK.sum() == 20 and set(out.index_TK[out.used_TK].tolist()) == {1, 3}
+    with pytest.raises(ZooError, match="3 experts are to be given, but a token has 2 slots"):
+        give(model, [0, 1, 2])
+    with pytest.raises(ZooError, match="expert 99 is to be given"):
+        give(model, [0, 99])
+
+
+def test_given_experts_leave_nothing_to_shared_ones_that_the_router_weighs():
+    router = {"name": "composed", "selector": {"name": "topk", "k": 2}, "weigher": {"name": "joint_softmax"}}
+    config = zc.make(MoEConfig, num_experts=4, router=router, shared={"name": "swiglu"})
+    moe, x = MoE(config, 16), torch.randn(2, 5, 16)
+    moe.reset_parameters(0.2)
+    assert moe(x, RouteContext())[1].shared_weight.min() > 0
+    give(moe, [0, 1])
+    y, out = moe(x, RouteContext())
+    assert not out.shared_weight.any()
+    moe.shared = None
+    torch.testing.assert_close(y, moe.apply_experts(x, out._replace(shared_weight=None)))
 
 
 class Negate:

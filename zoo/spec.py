@@ -48,11 +48,11 @@ class Importer:
     ``keys`` maps a foreign key pattern to ours, with named fields: ``"model.layers.{n}.mlp.gate.weight"``. A pattern of
     ours that ends in ``[{e}]`` stacks the foreign tensors along a new first dimension; ``[{e}, :half]`` and
     ``[{e}, half:]`` write the two halves of a gated matrix; in ``[{n - first}]`` row 0 belongs to the number that the
-    foreign setting ``first`` gives. A foreign pattern that ends in ``[{n}]`` or ``[0]`` takes the rows of a foreign
-    tensor apart, one that ends in ``[0/3]`` takes the first of three equal blocks of them. A layout without ``config``
-    and ``expect`` says all: its checkpoints need no ``config.json``. ``dialects`` are other complete key maps of the
-    same layout; a checkpoint is read by the one that fits it best. Foreign keys that start with an entry of ``ignore``,
-    in which ``{setting}`` is a foreign setting, are left out.
+    foreign setting ``first`` gives, in ``[{n - a - b}]`` to the sum of two. A foreign pattern that ends in ``[{n}]`` or
+    ``[0]`` takes the rows of a foreign tensor apart, one that ends in ``[0/3]`` takes the first of three equal
+    blocks. A layout without ``config`` and ``expect`` says all: its checkpoints need no ``config.json``. ``dialects``
+    are other complete key maps of the same layout; a checkpoint is read by the one that fits it best. Foreign keys that
+    start with an entry of ``ignore``, in which ``{setting}`` is a foreign setting, are left out.
 
     Written out again, a config has what ``export`` holds besides, ``"=a"`` being what its key ``a`` says; ``training``
     are dotted keys of ours that only matter in training, which a foreign config cannot say.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from zoo.hub.model import Model
 
 FORMAT = 1
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS, PREPROCESSING = "config.json", "model.safetensors", "preprocessing.safetensors"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -49,20 +49,23 @@ def save(
 
     Args:
         task: resolved config of the task it was trained for; default: what the model was loaded with.
-        preprocessing: plain data that turns raw input into the model's (scaler, vocabulary); default: likewise.
+        preprocessing: plain data that turns raw input into the model's (scaler, vocabulary); default: likewise. A
+            tensor in it (of a codec, say) is written to ``preprocessing.safetensors``.
         extra: anything else worth keeping, plain data; nobody reads it back.
 
     Raises:
         ZooError: something is not plain data, or the disk refuses.
     """
     folder = Path(folder)
+    given = preprocessing if preprocessing is not None else model.saved_with.get("preprocessing", {})
+    apart: dict[str, Tensor] = {}
     document = {
         "format": FORMAT,
         "zoo": zoo.__version__,
         "name": model.zoo_name or model.registered_name(),
         "model": dataclasses.asdict(model.config),
         "task": task if task is not None else model.saved_with.get("task"),
-        "preprocessing": preprocessing if preprocessing is not None else model.saved_with.get("preprocessing", {}),
+        "preprocessing": _without_tensors(given, "", apart),
     }
     try:
         text = json.dumps(document | ({"extra": extra} if extra else {}), indent=2, allow_nan=False) + "\n"
@@ -77,6 +80,10 @@ def save(
             (new / CONFIG).write_text(text, encoding="utf-8")
             # Without its config a folder is refused: at no moment do new weights stand beside an old config.
             (folder / CONFIG).unlink(missing_ok=True)
+            (folder / PREPROCESSING).unlink(missing_ok=True)
+            if apart:
+                save_file(apart, new / PREPROCESSING)
+                os.replace(new / PREPROCESSING, folder / PREPROCESSING)
             os.replace(new / WEIGHTS, folder / WEIGHTS)
             os.replace(new / CONFIG, folder / CONFIG)
     except (OSError, SafetensorError) as error:
@@ -102,11 +109,36 @@ def read(folder: Path) -> Saved:
     if not isinstance(preprocessing, dict):
         raise ZooError(f"'{folder / CONFIG}': preprocessing must be a mapping; save it again")
     zc.refuse_interpolation({"model": model, "task": task}, str(folder / CONFIG))
+    preprocessing = _with_tensors(preprocessing, folder)
 
     def weights(module: nn.Module) -> None:
         fill(module, Tensors([folder / WEIGHTS]), str(folder))
 
     return Saved(name, model, weights, task, preprocessing)
+
+
+def _without_tensors(node: Any, path: str, apart: dict[str, Tensor]) -> Any:
+    """Plain data with ``{"tensor": KEY}`` in place of every tensor, which goes into ``apart``."""
+    if isinstance(node, Tensor):
+        apart[path] = node.detach().cpu().contiguous()
+        return {"tensor": path}
+    if isinstance(node, Mapping):
+        return {
+            key: _without_tensors(value, f"{path}.{key}" if path else str(key), apart) for key, value in node.items()
+        }
+    return node
+
+
+def _with_tensors(node: Any, folder: Path) -> Any:
+    """The inverse of `_without_tensors`. Raises `ZooError` when a tensor is missing."""
+    if not isinstance(node, dict):
+        return node
+    if set(node) == {"tensor"} and isinstance(key := node["tensor"], str):
+        tensors = Tensors([folder / PREPROCESSING])
+        if key not in tensors:
+            raise ZooError(f"'{folder / PREPROCESSING}' lacks '{key}'; save or download the model again")
+        return tensors[key]
+    return {key: _with_tensors(value, folder) for key, value in node.items()}
 
 
 def saved_folder(folder: Path) -> Path:

@@ -15,7 +15,9 @@ from zoo.hub import folder as fmt
 
 FACTOR = re.compile(r" (//|\*) ")
 _FIELD = re.compile(r"\{(\w+)\}")
-_PLACE = re.compile(r"(?P<key>[^\[]+)(?:\[\{(?P<index>\w+)(?: - (?P<first>\w+))?\}(?:, (?P<half>:half|half:))?\])?")
+_PLACE = re.compile(
+    r"(?P<key>[^\[]+)(?:\[\{(?P<index>\w+)(?: - (?P<first>[\w.]+(?: - [\w.]+)*))?\}(?:, (?P<half>:half|half:))?\])?"
+)
 
 
 def get(tree: Any, dotted: str) -> Any:
@@ -120,7 +122,8 @@ def _targets(
         fields: dict[str, Any] = match.groupdict()
         label = "" if row is None else f"[{row}{f', {half}' if half else ''}]"
         if row is not None:
-            fields[index] = row + (get(foreign, place["first"]) if place["first"] else 0)
+            first = place["first"].split(" - ") if place["first"] else []
+            fields[index] = row + sum(get(foreign, key) for key in first)
         yield theirs.format(**fields), key + label, target
 
 

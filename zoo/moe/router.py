@@ -8,7 +8,7 @@ Shapes: T tokens, K slots, E experts, D model width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -61,7 +61,7 @@ class Router(nn.Module):
         self.capacity = zc.build("capacity", parts.capacity, num_experts) if parts.capacity else None
         self.weigher = zc.build("weigher", parts.weigher, hidden_size, num_experts)
         self.jitter = parts.jitter
-        self.given: int | str | None = None
+        self.given: int | str | tuple[int, ...] | None = None
 
     def _hooks(self, kind: str, nodes: Mapping[str, Any], hidden_size: int) -> nn.ModuleList:
         named = [{"name": name, **node} for name, node in nodes.items() if node is not None]
@@ -124,6 +124,8 @@ class Router(nn.Module):
             if self.given is not None:
                 index_TK, used_TK = self._given(index_TK, valid_T, ctx)
                 weight_TK = torch.ones_like(weight_TK)
+                if shared_TS is not None and not isinstance(self.given, str):
+                    shared_TS = torch.zeros_like(shared_TS)  # the layer is its given experts and nothing else
             weight_TK = weight_TK.masked_fill(~used_TK, 0.0)
             loss = torch.stack(losses).sum() if losses else None
         return RouterOutput(
@@ -141,29 +143,38 @@ class Router(nn.Module):
         )
 
     def _given(self, index_TK: Tensor, valid_T: Tensor, ctx: RouteContext) -> tuple[Tensor, Tensor]:
-        """The expert that was given, in the first slot: all routers choose it with weight 1 (see `give`)."""
+        """The experts that were given, in the first slots: all routers choose them with weight 1 (see `give`)."""
         expert_T: Any = self.given
         if isinstance(self.given, str) and (expert_T := getattr(ctx, self.given)) is None:
             raise ZooError(f"experts are to be given by {self.given}, but this task tags no token with a {self.given}")
         index_TK, used_TK = torch.zeros_like(index_TK), torch.zeros_like(index_TK, dtype=torch.bool)
-        index_TK[:, 0], used_TK[:, 0] = expert_T, valid_T
+        experts = self.given if isinstance(self.given, tuple) else (expert_T,)
+        for slot, expert in enumerate(experts):
+            index_TK[:, slot], used_TK[:, slot] = expert, valid_T
         return index_TK, used_TK
 
 
-def give(model: nn.Module, expert: int | str | None) -> None:
+def give(model: nn.Module, expert: int | str | Sequence[int] | None) -> None:
     """Let all routers of a model choose ``expert``, with weight 1: a number, or the name of the token-wise field of the
     `RouteContext` that holds numbers (``label``, ``domain``, ``modality``). None: let them choose themselves again.
 
+    Several numbers are experts that a token passes all together: slices of one dense MLP, whose sum it is. Experts that
+    are given by number are all that a token passes: shared ones that the router weighs get weight 0.
+
     Raises:
-        ZooError: the model has no router, or a layer has no such expert.
+        ZooError: the model has no router, or a layer has no such expert or too few slots.
     """
     routers = [module for module in model.modules() if isinstance(module, Router)]
     if expert is not None and not routers:
         raise ZooError("experts are to be given, but the model has no router; leave router.mode out")
+    several = None if expert is None or isinstance(expert, int | str) else tuple(expert)
     for router in routers:
-        if isinstance(expert, int) and expert >= router.num_experts:
-            raise ZooError(f"expert {expert} is to be given, but a layer has {router.num_experts}; count from 0")
-        router.given = expert
+        most = expert if isinstance(expert, int) else max(several or (0,))
+        if most >= router.num_experts:
+            raise ZooError(f"expert {most} is to be given, but a layer has {router.num_experts}; count from 0")
+        if several is not None and not 0 < len(several) <= router.slots:
+            raise ZooError(f"{len(several)} experts are to be given, but a token has {router.slots} slots; give fewer")
+        router.given = several if several is not None else expert  # type: ignore[assignment]
 
 
 class TopK(Router):

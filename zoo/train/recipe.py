@@ -62,15 +62,18 @@ class Training:
 
 @dataclass
 class RouterMode:
-    """Who chooses the experts: the router (``learned``), nobody (``only``: every token goes to ``expert``, so that the
-    layer is the dense one that this expert is), or what a token is tagged with (``label``, ``domain``, ``modality``:
-    its number is the expert's, as in teacher forcing)."""
+    """Who chooses the experts: the router (``learned``), nobody (``only``: every token goes to ``expert``, or to all of
+    ``experts``, so that the layer is the dense one that this expert is, or these are slices of), or what a token is
+    tagged with (``label``, ``domain``, ``modality``: its number is the expert's, as in teacher forcing)."""
 
     mode: Literal["learned", "only", "label", "domain", "modality"] = "learned"
     expert: int = 0
+    experts: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         zc.at_least(0, self, "expert")
+        if min(self.experts, default=0) < 0 or len(set(self.experts)) < len(self.experts):
+            raise ZooError(f"router.experts={self.experts} must be different numbers of at least 0")
 
 
 @dataclass

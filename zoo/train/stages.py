@@ -101,9 +101,11 @@ class StageWeights:
         give(self.model, None)
 
 
-def given(mode: RouterMode) -> int | str | None:
+def given(mode: RouterMode) -> int | str | list[int] | None:
     """What `zoo.moe.give` takes for a router mode."""
-    return {"learned": None, "only": mode.expert}.get(mode.mode, mode.mode)
+    if mode.mode == "only":
+        return mode.experts or mode.expert
+    return None if mode.mode == "learned" else mode.mode
 
 
 def matching(model: nn.Module, pattern: str, where: str) -> list[str]:
