@@ -35,9 +35,7 @@ class MLP(nn.Module):
         super().__init__()
         self.grid, self.step = grid, config.shuffle
         if any(side % self.step for side in grid):
-            raise ZooError(
-                f"the tower's {grid[0]} x {grid[1]} tokens are not divisible by connector.shuffle={self.step}"
-            )
+            raise ZooError(f"the tower's {grid[0]} x {grid[1]} tokens do not divide by connector.shuffle={self.step}")
         self.places = (grid[0] // self.step, grid[1] // self.step)
         self.tokens = self.places[0] * self.places[1]
         size = width * self.step**2
