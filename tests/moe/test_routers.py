@@ -490,3 +490,27 @@ def test_refusals() -> None:
     layer.reset_parameters(0.1)
     with pytest.raises(ZooError, match="shared"):
         layer(torch.randn(1, 2, 8), RouteContext())
+
+
+def test_an_expert_closed_by_its_logit_is_not_chosen_beside_one_that_takes_all() -> None:
+    logits = torch.tensor([[0.0, 500.0, -300.0, 0.0]])
+    mask = {"modality_mask": {"groups": [[1, 2]]}}
+    node = {"name": "composed", "scorer": "none", "logit_hooks": mask, "selector": {"name": "topk", "k": 3}}
+    built = zc.build("router", zc.resolve_part("router", node, "router"), 4, 4)
+    built.scorer.forward = lambda x, ctx, state: (logits, state)
+    out = built(logits, torch.ones(1, dtype=torch.bool), RouteContext(modality=torch.zeros(1, dtype=torch.int64)))
+    assert out.index_TK[out.used_TK].tolist() == [1, 2]
+
+
+def test_each_modality_has_a_router_of_its_own_over_its_experts() -> None:
+    built = zc.build(
+        "router", {"name": "composed", "scorer": {"name": "by_modality", "groups": [[0, 1], [1, 2]]}}, 3, 4
+    )
+    built.reset_parameters(1.0)
+    x, modality = torch.randn(6, 3), torch.tensor([0, 1, 1, 0, 1, 5])
+    logits = built(x, torch.ones(6, dtype=torch.bool), RouteContext(modality=modality)).logits_TE
+    for t, m in enumerate(modality.clamp(max=1).tolist()):
+        own = x[t] @ built.scorer.weight[m].T
+        wanted = torch.full((4,), -torch.inf)
+        wanted[[[0, 1], [1, 2]][m]] = own.detach()
+        torch.testing.assert_close(logits[t], wanted)

@@ -111,10 +111,10 @@ def test_images_matter_and_stand_in_their_order() -> None:
 
 def test_tokens_reach_the_pools_of_their_modality_alone() -> None:
     model = build("moiie_tiny")
-    # Routers that would love to send everything to the experts of the other modality.
+    # Routers that send much to the experts that both may use.
     for moe in (m for m in model.modules() if isinstance(m, MoE)):
         with torch.no_grad():
-            moe.router.scorer.weight[0, 3], moe.router.scorer.weight[1, 0] = 50.0, 50.0
+            moe.router.scorer.weight[0][2], moe.router.scorer.weight[1][0] = 50.0, 50.0
     r = row(model, 1, 9)
     for out in model(**r).routing:
         image_T = r["modality_BL"].flatten() == IMAGE
@@ -129,7 +129,7 @@ def test_each_modality_has_a_router_of_its_own() -> None:
     image_T = r["modality_BL"].flatten() == IMAGE
     before = model(**r).routing[0].logits_TE
     with torch.no_grad():
-        next(m for m in model.modules() if isinstance(m, MoE)).router.scorer.weight[0] *= 2
+        next(m for m in model.modules() if isinstance(m, MoE)).router.scorer.weight[0].mul_(2)
     after = model(**r).routing[0].logits_TE
     inside = before > -torch.inf
     torch.testing.assert_close(after[image_T][inside[image_T]], 2 * before[image_T][inside[image_T]])

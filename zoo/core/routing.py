@@ -97,7 +97,7 @@ PARTS = (
         "scorer",
         "by_modality",
         "zoo.moe.scorers.context:ByModality",
-        "z = W_m x, m the modality",
+        "z_e = (W_m x)_e for the experts groups[m], m the modality, else -inf",
         "arXiv:2508.09779",
         "MoIIE",
     ),

@@ -110,7 +110,8 @@ class Router(nn.Module):
             scores_TE = self.activation(logits_TE, ctx)
             as_distribution = getattr(self.activation, "distribution", None)
             prob_TE = as_distribution(logits_TE) if callable(as_distribution) else None
-            select_TE = scores_TE.detach()
+            # A score that has become exactly 0 must not make an expert that is closed as good as one that is open.
+            select_TE = scores_TE.detach().masked_fill(logits_TE.detach() == -torch.inf, -torch.inf)
             if ctx.balancers is not None:
                 bias = ctx.balancers.bias(ctx.layer, select_TE, valid_T)
                 select_TE = select_TE if bias is None else select_TE + bias

@@ -5,7 +5,7 @@ Shapes: T tokens, E experts, D model width, F expert width, H router state width
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.config import at_least
+from zoo.moe.hooks import expert_table
 from zoo.moe.types import RouteContext
 from zoo.spec import ZooError
 
@@ -122,30 +123,37 @@ class Conditional(nn.Module):
 
 
 class ByModality(nn.Module):
-    """``z = W_m x``, ``m = ctx.modality``: a router of its own for each of ``count`` modalities (MoIIE,
-    arXiv:2508.09779); a modality beyond them has the last one's."""
+    """``z_e = (W_m x)_e`` for the experts ``groups[m]``, ``m = ctx.modality``, and -inf for all others: a router of its
+    own for each modality, over private and shared experts (MoIIE, arXiv:2508.09779). A modality beyond the groups has
+    the last one's."""
 
     @dataclass
     class Config:
-        count: int = 2
-
-        def __post_init__(self) -> None:
-            at_least(1, self, "count")
+        groups: list[list[int]] = field(default_factory=list)
 
     def __init__(self, config: Config, hidden_size: int, num_experts: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(config.count, num_experts, hidden_size))
+        groups = config.groups or [list(range(num_experts))]
+        expert_table(groups, num_experts)
+        if not all(groups):
+            raise ZooError(f"by_modality groups={groups} leave a modality without any expert")
+        self.groups, self.num_experts = groups, num_experts
+        self.weight = nn.ParameterList(torch.empty(len(group), hidden_size) for group in groups)
 
     def reset_parameters(self, std: float) -> None:
-        nn.init.normal_(self.weight, std=std)
+        for weight in self.weight:
+            nn.init.normal_(weight, std=std)
 
     def forward(self, x_TD: Tensor, ctx: RouteContext, state: Any = None) -> tuple[Tensor, Any]:
         if ctx.modality is None:
             raise ZooError("the by_modality scorer needs ctx.modality, which this model does not give; use another one")
         # All of them and then one's own: the matrices are small, and no shape depends on the data.
-        logits_TME = torch.einsum("td,med->tme", x_TD, self.weight.float())
-        own_T11 = ctx.modality.clamp(0, len(self.weight) - 1).long()[:, None, None]
-        return logits_TME.gather(1, own_T11.expand(-1, 1, logits_TME.shape[-1]))[:, 0], state
+        own_T, logits_TE = ctx.modality.clamp(0, len(self.groups) - 1), x_TD.new_zeros(len(x_TD), self.num_experts)
+        for m, (group, weight) in enumerate(zip(self.groups, self.weight, strict=True)):
+            theirs_TE = torch.full_like(logits_TE, -torch.inf)
+            theirs_TE[:, group] = F.linear(x_TD, weight.float())
+            logits_TE = torch.where((own_T == m)[:, None], theirs_TE, logits_TE)
+        return logits_TE, state
 
 
 class SparsityAware(nn.Module):
