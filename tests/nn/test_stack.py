@@ -74,7 +74,7 @@ def x_of(seed: int = 0) -> Tensor:
 
 def test_every_part_has_a_case() -> None:
     for kind in ("mixer", "feed_forward", "wiring"):
-        for entry in registry.entries(kind):
+        for entry in (name for name in registry.entries(kind) if "/" not in name):  # a plugin tests its own
             assert any(case.startswith(f"{kind} {entry}") for case in CASES), f"{kind} {entry} has no case here"
 
 

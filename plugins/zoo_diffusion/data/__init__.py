@@ -1,0 +1,1 @@
+"""Pictures with labels or captions, a file a source."""

@@ -1,0 +1,1 @@
+"""Models of this plugin, a file a system."""
