@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor
 
 from zoo.moe.stats import ExpertLoad
 
@@ -62,3 +65,21 @@ class ExpertLoadLogger(L.Callback):
             values |= {f"moe/layer{layer}/load{e}": float(share) for e, share in enumerate(share_E)}
             pl_module.log_dict(values)
         self.load = ExpertLoad()
+
+
+class MovingAverage(WeightAveraging):
+    """The exponential moving average of the weights, which validation, the best checkpoint and the saved model use.
+
+    After n updates the decay is ``min(decay, (1 + n) / (10 + n))``, as TensorFlow's: a short run does not remember the
+    weights that it began with (Lightning's own `EMAWeightAveraging` does, with ``decay ** n``).
+    """
+
+    def __init__(self, decay: float) -> None:
+        def average(mean: Sequence[Tensor], now: Sequence[Tensor], updates: Tensor) -> None:
+            n = int(updates)
+            torch._foreach_lerp_(mean, now, 1 - min(decay, (1 + n) / (10 + n)))
+
+        super().__init__(use_buffers=False, multi_avg_fn=average)
+
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        return step_idx is not None

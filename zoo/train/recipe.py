@@ -35,7 +35,7 @@ class Optim:
 class Training:
     """How long and in what pieces. ``val_every`` and ``save_every`` count optimiser steps; ``val_batches`` limits a
     validation pass (null: all of it). With ``ema``, a decay per step such as 0.999, the exponential moving average of
-    the weights is what is validated and saved."""
+    the weights is what is validated and saved; it forgets its first steps sooner."""
 
     steps: int = 1000
     batch_size: int = 32

@@ -22,7 +22,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, RichProgressBar
+from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
@@ -32,7 +32,7 @@ from zoo import config as zc
 from zoo import hub
 from zoo.hub.model import on_device
 from zoo.spec import ZooError
-from zoo.train.callbacks import ExpertLoadLogger, RandomStates
+from zoo.train.callbacks import ExpertLoadLogger, MovingAverage, RandomStates
 from zoo.train.checkpoints import AtomicIO, Best, Last, newest_checkpoint, read_checkpoint
 from zoo.train.data import DataModule
 from zoo.train.git import git_commit
@@ -159,7 +159,7 @@ def _trainer(
         Last(checkpoints / "last.ckpt", t.save_every),
     ]
     if t.ema is not None:
-        callbacks.append(EMAWeightAveraging(use_buffers=False, decay=t.ema))
+        callbacks.append(MovingAverage(t.ema))
     if not quiet:
         callbacks.append(RichProgressBar(console_kwargs={"stderr": True}))
     kind, _, index = recipe.device.partition(":")
