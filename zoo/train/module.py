@@ -79,7 +79,7 @@ class Module(L.LightningModule):
     def _count(self, step: int) -> None:
         """Loggers take the step of a line from ``step``; without it every stage would begin at 0 again."""
         if self.before:
-            self.log("step", float(self.before + step))
+            self.log("step", float(self.before + step), sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         c = self.optim
