@@ -29,18 +29,6 @@ from zoo_kernels import ops
 Mixed = tuple[Tensor, RouterOutput | None]
 
 
-def rotary(x_BHLC: Tensor, position_BL: Tensor, theta: float, interleaved: bool = False) -> Tensor:
-    """Rotary embedding (arXiv:2104.09864), computed in fp32. Pairs are (c, c + C/2), as in transformers' Llama, or
-    neighbours (2c, 2c + 1) when ``interleaved``."""
-    half = x_BHLC.shape[-1] // 2
-    frequency_C = theta ** (-torch.arange(half, device=x_BHLC.device, dtype=torch.float32) / half)
-    angle_BLC = position_BL[..., None].float() * frequency_C
-    cos, sin = angle_BLC.cos()[:, None].to(x_BHLC.dtype), angle_BLC.sin()[:, None].to(x_BHLC.dtype)
-    first, second = (x_BHLC[..., ::2], x_BHLC[..., 1::2]) if interleaved else x_BHLC.split(half, -1)
-    turned = first * cos - second * sin, second * cos + first * sin
-    return torch.stack(turned, -1).flatten(-2) if interleaved else torch.cat(turned, -1)
-
-
 def attend(q_BHQC: Tensor, k_BHSC: Tensor, v_BHSC: Tensor, span: Span, window: int | None = None) -> Tensor:
     """(B, H, Q, C): scaled dot-product attention of the positions that ``span`` asks for. Heads of k and v may be
     fewer: each serves a run of neighbouring query heads."""
@@ -93,8 +81,8 @@ class Attention(nn.Module):
         self.k_norm = site.norm(self.num_kv_heads * head if full else head) if c.qk_norm != "none" else None
 
     def forward(self, x_BLD: Tensor, span: Span, ctx: RouteContext, state: Any = None) -> Mixed:
-        q = self.turn(self.heads(self.q_proj(x_BLD[:, span.first :]), self.q_norm), span.position_BL[:, span.first :])
-        k = self.turn(self.heads(self.k_proj(x_BLD), self.k_norm), span.position_BL)
+        q = self.turn(self.heads(self.q_proj(x_BLD[:, span.first :]), self.q_norm), span)
+        k = self.turn(self.heads(self.k_proj(x_BLD), self.k_norm), span)
         v = self.heads(self.v_proj(x_BLD), None)
         if span.cache is not None:
             k, v = span.cache.extend(self, k, v)
@@ -110,14 +98,14 @@ class Attention(nn.Module):
             x_BLHC = norm(x_BLHC)
         return x_BLHC.transpose(1, 2)
 
-    def turn(self, x_BHLC: Tensor, position_BL: Tensor) -> Tensor:
+    def turn(self, x_BHLC: Tensor, span: Span) -> Tensor:
         """Rotary positions on the part of each head that has them."""
         c = self.config
         if not self.rotated or c.rope_theta is None:
             return x_BHLC
         if self.rotated == self.head_dim:
-            return rotary(x_BHLC, position_BL, c.rope_theta, c.rope_interleaved)
-        turned = rotary(x_BHLC[..., : self.rotated], position_BL, c.rope_theta, c.rope_interleaved)
+            return span.rotary(x_BHLC, c.rope_theta, c.rope_interleaved)
+        turned = span.rotary(x_BHLC[..., : self.rotated], c.rope_theta, c.rope_interleaved)
         return torch.cat([turned, x_BHLC[..., self.rotated :]], -1)
 
 
@@ -172,11 +160,11 @@ class LatentAttention(nn.Module):
         q_nope, q_rope = self._heads(q).split([c.nope_dim, c.rope_dim], -1)
         latent_BLR, rope_BLC = self.kv_down(x_BLD).split([c.kv_rank, c.rope_dim], -1)
         latent_BLR = self.kv_norm(latent_BLR) * self.kv_scale
-        rope_BLC = rotary(rope_BLC[:, None], span.position_BL, c.rope_theta, c.rope_interleaved)[:, 0]
+        rope_BLC = span.rotary(rope_BLC[:, None], c.rope_theta, c.rope_interleaved)[:, 0]
         if span.cache is not None:
             latent_BLR, rope_BLC = span.cache.extend(self, latent_BLR, rope_BLC)
         k_nope, v = self._heads(self.kv_up(latent_BLR)).split([c.nope_dim, c.v_dim], -1)
-        q_rope = rotary(q_rope, span.position_BL[:, span.first :], c.rope_theta, c.rope_interleaved)
+        q_rope = span.rotary(q_rope, c.rope_theta, c.rope_interleaved)
         k = torch.cat([k_nope, rope_BLC[:, None].expand(-1, c.num_heads, -1, -1)], -1)
         y = attend(torch.cat([q_nope, q_rope], -1), k, v, span)
         return self.o_proj(y.transpose(1, 2).flatten(2)), None
@@ -223,7 +211,7 @@ class MoEAttention(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width)) if config.bias else None
 
     def forward(self, x_BLD: Tensor, span: Span, ctx: RouteContext, state: Any = None) -> Mixed:
-        (seen, ctx), position_BQ = asked(x_BLD, ctx, span), span.position_BL[:, span.first :]
+        seen, ctx = asked(x_BLD, ctx, span)
         out = self.moe.route(seen, ctx.at(self.moe.layer), state)
         plan = ops.plan(out.index_TK, self.moe.num_experts, out.used_TK)
         experts: AttentionExperts = self.moe.bank  # type: ignore[assignment]
@@ -235,7 +223,7 @@ class MoEAttention(nn.Module):
         q = q_BQKHC.permute(0, 3, 2, 1, 4).flatten(1, 2)
         k, v = self.kv_proj(x_BLD).unflatten(-1, (2, *heads)).permute(2, 0, 3, 1, 4)
         theta = self.config.rope_theta
-        q, k = rotary(q, position_BQ, theta), rotary(k, span.position_BL, theta)
+        q, k = span.rotary(q, theta), span.rotary(k, theta)
         if span.cache is not None:
             k, v = span.cache.extend(self, k, v)
         y_BHKQC = attend(q, k, v, span).unflatten(1, (heads[0], slots))

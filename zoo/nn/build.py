@@ -13,6 +13,7 @@ from torch import nn
 from zoo import config as zc
 from zoo.moe.experts.base import Bank
 from zoo.moe.layer import MoEConfig
+from zoo.nn.norm import RMSNorm
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Site:
 
     def norm(self, width: int | None = None, eps: float | None = None) -> nn.Module:
         """A norm over the last dimension, of the stack's width and epsilon unless told."""
-        made = nn.RMSNorm if self.norm_name == "rms" else nn.LayerNorm
+        made = RMSNorm if self.norm_name == "rms" else nn.LayerNorm
         return made(width or self.hidden_size, eps=self.norm_eps if eps is None else eps)
 
     def mixer(self) -> nn.Module:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from zoo.moe.types import RouteContext
+from zoo.nn.rotary import angles, turned
 from zoo.spec import ZooError
 
 
@@ -54,10 +55,19 @@ class Span:
     document_BS: Tensor | None = None
     cache: Cache | None = None
     masks: dict[int | None, Tensor] = field(default_factory=dict)
+    angles: dict[tuple[float, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def tail(self, first: int) -> Span:
         """The same span, asked for the positions from ``first`` on."""
         return replace(self, first=first, masks={})
+
+    def rotary(self, x_BHLC: Tensor, theta: float, interleaved: bool = False) -> Tensor:
+        """Rotary positions of the new positions, or of the last of them, as many as ``x`` has."""
+        if (key := (theta, x_BHLC.shape[-1])) not in self.angles:
+            self.angles[key] = angles(self.position_BL, *key)
+        first = self.length - x_BHLC.shape[-2]
+        cos, sin = (part_B1LC[:, :, first:] for part_B1LC in self.angles[key])
+        return turned(x_BHLC, cos, sin, interleaved)
 
     def mask(self, window: int | None = None) -> tuple[Tensor | None, bool]:
         """Boolean mask (B or 1, 1, Q, S) and False, or None and whether attention is causal where that says it all.
