@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,8 +17,8 @@ from zoo.moe import MoE, MoEConfig, RouteContext, give
 from zoo.spec import ZooError
 from zoo.train.logs import read_logs
 from zoo.train.module import Module
-from zoo.train.recipe import Recipe, read_recipe
-from zoo.train.run import train
+from zoo.train.recipe import Recipe, Stage, read_recipe
+from zoo.train.run import resume_tree, train
 
 SMALL = (
     "model.stack.num_layers=2",
@@ -182,6 +185,12 @@ def test_given_experts_leave_nothing_to_shared_ones_that_the_router_weighs():
     torch.testing.assert_close(y, moe.apply_experts(x, out._replace(shared_weight=None)))
 
 
+def test_a_resumed_run_keeps_its_length(whole):
+    assert resume_tree(whole, ["train.save_every=5"])["stages"]["joint"]["steps"] == 4
+    with pytest.raises(ZooError, match=r"'train.steps=9' cannot change"):
+        resume_tree(whole, ["train.steps=9"])
+
+
 class Negate:
     """Starts from an earlier stage with its sign turned."""
 
@@ -262,3 +271,14 @@ def test_the_average_of_the_weights_is_what_is_saved(tmp_path, monkeypatch):
     train(t, tmp_path / "cut", quiet=True)
     one, other = (folder / "model" / "model.safetensors" for folder in (whole, tmp_path / "cut"))
     assert one.read_bytes() == other.read_bytes()
+
+
+def test_the_page_on_stages_is_true(tmp_path):
+    text = (Path(__file__).parent.parent / "docs/stages.md").read_text()
+    (tmp_path / "page.yaml").write_text(text.partition("```yaml\n")[2].partition("```")[0])
+    t = read_recipe(str(tmp_path / "page.yaml"), ["device=cpu"])
+    assert t["train"]["steps"] == 400
+    train(t, tmp_path / "run", fast_dev_run=True, quiet=True)
+    fields = {f.name for f in dataclasses.fields(Stage)}
+    rows = text.partition("|---|---|\n")[2].partition("\n\n")[0]
+    assert set(re.findall(r"`(\w+)`", " ".join(row.split("|")[1] for row in rows.splitlines()))) == fields

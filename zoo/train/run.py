@@ -254,12 +254,15 @@ def run_folder(out: str, name: str, resume: str | None) -> Path:
 def resume_tree(folder: Path, overrides: Sequence[str]) -> zc.Tree:
     """The config of a run that is resumed; only how far and where it trains may be changed on the way."""
     allowed = ("train.steps", "train.val_", "train.save_every", "train.log_every", "device", "resume", "out")
+    before = zc.read_yaml(folder / "config.yaml")
+    if before.get("stages"):  # they say how long
+        allowed = allowed[1:]
     for item in overrides:
         if not item.startswith(allowed):
             raise ZooError(
                 f"'{item}' cannot change in a resumed run, which would not be the same run; leave it out, or start anew"
             )
-    return zc.resolve(Recipe, zc.merge(zc.read_yaml(folder / "config.yaml"), zc.from_dotlist(overrides)))
+    return zc.resolve(Recipe, zc.merge(before, zc.from_dotlist(overrides)))
 
 
 def _numbered(base: Path) -> list[int]:
