@@ -64,6 +64,10 @@ plugin = Plugin(
         PartSpec(
             "vocabulary", "smollm2", f"{_DATA}.vocabulary:SmolLM2", "the tokenizer of SmolLM2", requires=("tokenizers",)
         ),
+        PartSpec(
+            "init action", "pretrained", "zoo_vision_language.pretrained:Pretrained",
+            "trained weights for the tower and the language model",
+        ),
     ),
     tasks=(
         TaskSpec(

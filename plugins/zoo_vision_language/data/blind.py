@@ -13,12 +13,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 MOST_QUESTIONS, MOST_FEATURES, MOST_ANSWERS = 20_000, 2_000, 500
 STRENGTHS = (1e-2, 1e-3, 1e-4)
 STEPS = 60
 Pair = tuple[str, str]
+Bags = tuple[Tensor, Tensor]
 
 
 class Blind:
@@ -41,9 +43,9 @@ class Blind:
                 for answer, count in by_question[question].items():
                     if answer in place:
                         count_UA[u, place[answer]] = count
-            x_UF = self._seen(ranked)
+            seen = self._seen(ranked)
             for strength in STRENGTHS:
-                weight_FA = _fit(x_UF, count_UA, strength)
+                weight_FA = _fit(seen, len(self.features) + 1, count_UA, strength)
                 hits = self._hits(weight_FA, val or train)
                 if hits > best:
                     self.weight_FA, best = weight_FA, hits
@@ -55,23 +57,21 @@ class Blind:
         if new := sorted({question for question in plain if question not in self._known}):
             for start in range(0, len(new), 4096):
                 some = new[start : start + 4096]
-                place_U = (self._seen(some) @ self.weight_FA).argmax(-1).tolist()
+                place_U = _scores(self._seen(some), self.weight_FA).argmax(-1).tolist()
                 self._known |= {q: self.answers[a] for q, a in zip(some, place_U, strict=True)}
         return [self._known[question] for question in plain]
 
-    def _seen(self, questions: Sequence[str]) -> Tensor:
-        x_UF = torch.zeros(len(questions), len(self.features) + 1)
-        x_UF[:, -1] = 1  # the prior
-        for u, question in enumerate(questions):
-            for feature in _features(question):
-                if (place := self.features.get(feature)) is not None:
-                    x_UF[u, place] = 1
-        return x_UF
+    def _seen(self, questions: Sequence[str]) -> Bags:
+        """The features of each question, one after the other, and where those of each begin; the last is the prior."""
+        known, prior = self.features, len(self.features)
+        bags = [[prior, *{known[f] for f in _features(question) if f in known}] for question in questions]
+        start_U = torch.tensor([0, *(len(bag) for bag in bags[:-1])]).cumsum(0)
+        return torch.tensor([feature for bag in bags for feature in bag]), start_U
 
     def _hits(self, weight_FA: Tensor, pairs: Sequence[Pair]) -> float:
         counts = Counter((_plain(question), answer) for question, answer in pairs)
         questions = sorted({question for question, _ in counts})
-        said = (self._seen(questions) @ weight_FA).argmax(-1).tolist()
+        said = _scores(self._seen(questions), weight_FA).argmax(-1).tolist()
         chosen = {q: self.answers[a] for q, a in zip(questions, said, strict=True)}
         return sum(n for (question, answer), n in counts.items() if chosen[question] == answer) / len(pairs)
 
@@ -85,16 +85,22 @@ def _features(plain: str) -> list[str]:
     return [*words, *(f"{a} {b}" for a, b in zip(["^", *words], words, strict=False))]
 
 
-def _fit(x_UF: Tensor, count_UA: Tensor, strength: float) -> Tensor:
+def _scores(bags: Bags, weight_FA: Tensor) -> Tensor:
+    """(U, A): the sum of the weights of each question's features."""
+    feature_N, start_U = bags
+    return F.embedding_bag(feature_N, weight_FA, start_U, mode="sum")
+
+
+def _fit(bags: Bags, features: int, count_UA: Tensor, strength: float) -> Tensor:
     """Weights of the softmax that says the counts best, ``strength`` times their square added."""
     with torch.inference_mode(False), torch.enable_grad():
-        weight_FA = torch.zeros(x_UF.shape[1], count_UA.shape[1], requires_grad=True)
+        weight_FA = torch.zeros(features, count_UA.shape[1], requires_grad=True)
         optimizer = torch.optim.LBFGS([weight_FA], max_iter=STEPS, history_size=10, line_search_fn="strong_wolfe")
         share_UA = count_UA / count_UA.sum()
 
         def closure() -> Tensor:
             optimizer.zero_grad()
-            loss = -(share_UA * (x_UF @ weight_FA).log_softmax(-1)).sum() + strength * weight_FA.square().sum()
+            loss = strength * weight_FA.square().sum() - (share_UA * _scores(bags, weight_FA).log_softmax(-1)).sum()
             loss.backward()  # type: ignore[no-untyped-call]
             return loss
 
