@@ -46,13 +46,18 @@ class Importer:
     a text file beside the weights, without which the section that the key is in is left out.
 
     ``keys`` maps a foreign key pattern to ours, with named fields: ``"model.layers.{n}.mlp.gate.weight"``. A pattern of
-    ours that ends in ``[{e}]`` stacks the foreign tensors along a new first dimension; ``[{e}, :half]`` and
-    ``[{e}, half:]`` write the two halves of a gated matrix; in ``[{n - first}]`` row 0 belongs to the number that the
-    foreign setting ``first`` gives, in ``[{n - a - b}]`` to the sum of two. A foreign pattern that ends in ``[{n}]`` or
-    ``[0]`` takes the rows of a foreign tensor apart, one that ends in ``[0/3]`` takes the first of three equal
-    blocks. A layout without ``config`` and ``expect`` says all: its checkpoints need no ``config.json``. ``dialects``
-    are other complete key maps of the same layout; a checkpoint is read by the one that fits it best. Foreign keys that
-    start with an entry of ``ignore``, in which ``{setting}`` is a foreign setting, are left out.
+    ours that ends in ``[{e}]`` stacks the foreign tensors along a new first dimension (``[0]``: one place of it);
+    ``[{e}, :half]`` and ``[{e}, half:]`` write the two halves of a gated matrix; in ``[{n - first}]`` row 0 belongs to
+    the number that the foreign setting ``first`` gives, in ``[{n - a - b}]`` to the sum of two. A foreign pattern that
+    ends in ``[{n}]`` or ``[0]`` takes the rows of a foreign tensor apart, one that ends in ``[0/3]`` takes the first of
+    three equal blocks. A layout without ``config`` and ``expect`` says all: its checkpoints need no ``config.json``.
+    ``dialects`` are other complete key maps of the same layout; a checkpoint is read by the one that fits it best.
+    Foreign keys that start with an entry of ``ignore``, in which ``{setting}`` is a foreign setting, are left out.
+
+    ``fused`` maps a foreign pattern to how the rows of one tensor hold several: the number of groups, an expression as
+    in ``config``, and the parts of each group in their order, by name and number of equal blocks (expressions, too).
+    The key map names a part as ``KEY:part``. Queries, keys and values of grouped attention may be
+    ``("num_kv_heads", {"q": "num_heads // num_kv_heads", "k": "1", "v": "1"})``.
 
     Written out again, a config has what ``export`` holds besides, ``"=a"`` being what its key ``a`` says; ``training``
     are dotted keys of ours that only matter in training, which a foreign config cannot say.
@@ -64,6 +69,7 @@ class Importer:
     expect: Mapping[str, Any] = field(default_factory=dict)
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
+    fused: Mapping[str, tuple[str, Mapping[str, str]]] = field(default_factory=dict)
     dialects: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     ignore: tuple[str, ...] = ()
     export: Mapping[str, Any] = field(default_factory=dict)

@@ -15,7 +15,8 @@ from zoo.images import write_image
 from zoo.spec import ZooError
 from zoo_vision_language.data.blind import Blind
 from zoo_vision_language.data.layout import Example, Layout, Turn
-from zoo_vision_language.data.vocabulary import Template, Words
+from zoo_vision_language.data.vocabulary import Words
+from zoo_vision_language.templates import Template
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
 

@@ -17,12 +17,17 @@ from zoo_vision_language.models.vision_language import IMAGE, TEXT
 
 SIZE = {"language.stack.hidden_size": 16, "language.stack.num_layers": 2, "language.stack.mixer.num_heads": 2,
         "language.vocab_size": 40, "image_size": [16, 16]}  # fmt: skip
+TOWER = {"name": "vision_language/conv", "channels": [4, 8], "groups": 2}
 SYSTEMS = ["llava_tiny", "moe_llava_tiny", "moiie_tiny", "mono_internvl_tiny", "mote_tiny"]
 
 
 def build(name: str = "moe_llava_tiny", **settings: Any) -> Any:
     torch.manual_seed(1)
-    tower = {} if name == "mono_internvl_tiny" else {"tower": {"name": "vision_language/conv", "channels": [4, 8]}}
+    tower = (
+        {}
+        if name == "mono_internvl_tiny"
+        else {"tower": {"name": "vision_language/conv", "channels": [4, 8], "groups": 2}}
+    )
     model = create_model(f"vision_language/{name}", **SIZE, **tower, **{"language.stack.init_std": 0.3}, **settings)
     return model.eval()
 
@@ -200,8 +205,7 @@ def test_any_language_model_of_transformers(config: dict[str, Any], layers: str)
     if layers == "none":
         node = {k: v for k, v in node.items() if k != "moe"}
     torch.manual_seed(0)
-    tower = {"name": "vision_language/conv", "channels": [4, 8]}
-    model = create_model("vision_language/llava_tiny", image_size=[16, 16], tower=tower, language=node).eval()
+    model = create_model("vision_language/llava_tiny", image_size=[16, 16], tower=TOWER, language=node).eval()
     r = row(model, 1, 6)
     P = model.image_tokens
     with torch.no_grad():

@@ -44,7 +44,7 @@ def export(model: Model, to: Path, name: str, dialect: str = "", dtype: torch.dt
         places = layout.places(chosen.dialects[dialect] if dialect else chosen.keys, model, foreign)
     except ValueError as error:
         raise ZooError(f"layout '{name}' cannot say this model: {error}") from error
-    tensors = _whole({key: place for key, (_, place) in places.items()})
+    tensors = layout.joined(_whole({key: place for key, (_, place) in places.items()}), chosen.fused, foreign)
     tensors = {key: value.to("cpu", dtype).contiguous().clone() for key, value in tensors.items()}
     written = next(iter(tensors.values())).dtype
     besides = {key: _besides(value, foreign) for key, value in chosen.export.items()}

@@ -58,7 +58,8 @@ def imported(
 
     def fill(model: nn.Module) -> None:
         layouts = (chosen.keys, *chosen.dialects.values())
-        given: Mapping[str, Tensor] = layout.Rows(tensors(), {key for keys in layouts for key in keys})
+        parted = layout.Parted(tensors(), chosen.fused, foreign)
+        given: Mapping[str, Tensor] = layout.Rows(parted, {key for keys in layouts for key in keys})
         ignored = tuple(prefix.format(**foreign) for prefix in chosen.ignore)
         given = {key: given[key] for key in given if not key.startswith(ignored)} if ignored else given
         maps = [layout.places(keys, model, foreign) for keys in layouts]

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from zoo import config as zc
@@ -16,7 +17,8 @@ from zoo.hub import folder as fmt
 FACTOR = re.compile(r" (//|\*) ")
 _FIELD = re.compile(r"\{(\w+)\}")
 _PLACE = re.compile(
-    r"(?P<key>[^\[]+)(?:\[\{(?P<index>\w+)(?: - (?P<first>[\w.]+(?: - [\w.]+)*))?\}(?:, (?P<half>:half|half:))?\])?"
+    r"(?P<key>[^\[]+)(?:\[(?:\{(?P<index>\w+)(?: - (?P<first>[\w.]+(?: - [\w.]+)*))?\}|(?P<row>\d+))"
+    r"(?:, (?P<half>:half|half:))?\])?"
 )
 
 
@@ -111,17 +113,20 @@ def _targets(
 ) -> Iterator[tuple[str, str, Tensor]]:
     place = _PLACE.fullmatch(ours)
     if place is None:
-        raise ValueError(f"'{ours}' is not KEY, KEY[{{e}}], KEY[{{e}}, :half], KEY[{{e}}, half:] or KEY[{{n - first}}]")
+        raise ValueError(
+            f"'{ours}' is not KEY, KEY[{{e}}], KEY[0], KEY[{{n - first}}], or one with :half or half: in it"
+        )
     if not (match := _pattern(place["key"]).fullmatch(key)):
         return
     index, half = place["index"], place["half"]
-    for row in range(tensor.shape[0]) if index else [None]:
+    only = [None] if place["row"] is None else [int(place["row"])]
+    for row in range(tensor.shape[0]) if index else only:
         target = tensor if row is None else tensor[row]
         middle = target.shape[0] // 2 if half else 0
         target = {None: target, ":half": target[:middle], "half:": target[middle:]}[half] if half else target
         fields: dict[str, Any] = match.groupdict()
         label = "" if row is None else f"[{row}{f', {half}' if half else ''}]"
-        if row is not None:
+        if index and row is not None:
             first = place["first"].split(" - ") if place["first"] else []
             fields[index] = row + sum(get(foreign, key) for key in first)
         yield theirs.format(**fields), key + label, target
@@ -155,6 +160,61 @@ class Rows(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.home)
+
+
+Fused = Mapping[str, tuple[str, Mapping[str, str]]]
+
+
+class Parted(Mapping[str, Tensor]):
+    """Foreign tensors, those that `Importer.fused` names in their parts: ``KEY:part``."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], fused: Fused, foreign: Mapping[str, Any]) -> None:
+        self.tensors, self.home = tensors, dict[str, tuple[str, slice, int, int] | None]()
+        for key in tensors:
+            shape = _fused_shape(key, fused, foreign)
+            if shape is None or len(tensors[key]) % (shape[0] * sum(shape[1].values())):
+                self.home[key] = None
+                continue
+            start = 0
+            for part, blocks in shape[1].items():
+                place = slice(start, start + blocks)
+                self.home[f"{key}:{part}"] = (key, place, shape[0], sum(shape[1].values()))
+                start += blocks
+
+    def __getitem__(self, key: str) -> Tensor:
+        home = self.home[key]
+        if home is None:
+            return self.tensors[key]
+        whole, place, groups, blocks = home
+        return self.tensors[whole].unflatten(0, (groups, blocks, -1))[:, place].flatten(0, 2)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.home)
+
+    def __len__(self) -> int:
+        return len(self.home)
+
+
+def joined(tensors: Mapping[str, Tensor], fused: Fused, foreign: Mapping[str, Any]) -> dict[str, Tensor]:
+    """`Parted` undone."""
+    whole, parts = dict(tensors), dict[str, dict[str, Tensor]]()
+    for key in tensors:
+        base, colon, part = key.rpartition(":")
+        if colon and _fused_shape(base, fused, foreign) is not None:
+            parts.setdefault(base, {})[part] = whole.pop(key)
+    for base, found in parts.items():
+        groups, blocks = _fused_shape(base, fused, foreign) or (1, {})
+        pieces = [found[part].unflatten(0, (groups, count, -1)) for part, count in blocks.items()]
+        whole[base] = torch.cat(pieces, 1).flatten(0, 2)
+    return whole
+
+
+def _fused_shape(key: str, fused: Fused, foreign: Mapping[str, Any]) -> tuple[int, dict[str, int]] | None:
+    """The groups of a fused tensor, and the blocks of each part of a group."""
+    for pattern, (groups, parts) in fused.items():
+        if _pattern(pattern).fullmatch(key):
+            return int(value(groups, foreign)), {part: int(value(count, foreign)) for part, count in parts.items()}
+    return None
 
 
 def speaks(patterns: Iterable[str], keys: Iterable[str]) -> bool:

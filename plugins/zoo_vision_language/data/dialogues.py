@@ -26,7 +26,7 @@ from zoo.spec import ZooError
 from zoo.vocabulary import Vocabulary, restore, saved
 from zoo_vision_language.data.blind import Blind
 from zoo_vision_language.data.layout import Example, Layout, Row
-from zoo_vision_language.data.vocabulary import saved_template, template_of
+from zoo_vision_language.templates import saved_template, template_of
 
 SPLITS = ("train", "val", "test")
 IN_MEMORY = 2_000_000_000

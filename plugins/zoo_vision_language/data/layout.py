@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo.vocabulary import Vocabulary
-from zoo_vision_language.data.vocabulary import Template
 from zoo_vision_language.models.vision_language import IMAGE, TEXT
+from zoo_vision_language.templates import Template
 
 MARK = "<image>"
 SHARED = -1
@@ -112,7 +112,9 @@ class Layout:
             for place, piece in enumerate(turn.question.split(MARK)):
                 if place and inline:
                     inline -= 1
+                    row.add(self.ids(t.image_start), 0)
                     row.add([0] * self.image_tokens, 0, modality=IMAGE)
+                    row.add(self.ids(t.image_end), 0)
                 piece = piece.strip(" ") if t.images_first else piece
                 row.add(self.ids(piece.lstrip("\n") if t.images_first else piece), 0)
             row.add(self.ids(t.assistant), 0)

@@ -1,4 +1,4 @@
-"""What the plugin adds to the vocabularies of `zoo.vocabulary`: words, and how a dialogue is written down.
+"""What the plugin adds to the vocabularies of `zoo.vocabulary`: words.
 
 Shapes: N tokens of a text.
 """
@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
 from zoo import vocabulary
 from zoo.config import at_least
-from zoo.registry import suggest
-from zoo.spec import ZooError
 from zoo.vocabulary import UNKNOWN, Encoded, Vocabulary
 
 SPECIAL = ("<|user|>", "<|assistant|>", "<|end|>")
@@ -126,45 +123,3 @@ class SmolLM2(vocabulary.Tokenizer):
 
             self.config.path = str(smollm2() / "tokenizer.json")
         super().fit(documents)
-
-
-@dataclass(frozen=True)
-class Template:
-    """How a dialogue is written: ``system`` once, then for each turn ``user`` question ``assistant`` answer ``end``.
-
-    With ``images_first`` the images stand before all, and several dialogues about them share one row; else each stands
-    where the question says ``<image>``, or before the first question.
-    """
-
-    user: str = "<|user|>"
-    assistant: str = "<|assistant|>"
-    end: str = "<|end|>"
-    system: str = ""
-    images_first: bool = True
-
-
-_CURIOUS = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions. "
-)
-TEMPLATES = {
-    "plain": Template(),
-    "chatml": Template("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>\n"),
-    "vicuna": Template("USER: ", " ASSISTANT:", "</s>", _CURIOUS, images_first=False),
-    "stablelm": Template("USER: ", " ASSISTANT:", "<|endoftext|>", _CURIOUS, images_first=False),
-    "internlm2": Template("<|im_start|>user\n", "<|im_end|><|im_start|>assistant\n", "<|im_end|>", "", False),
-}
-
-
-def template_of(value: str | Mapping[str, Any]) -> Template:
-    """A template by its name, or from what `saved_template` wrote. Raises `ZooError` for another name."""
-    if not isinstance(value, str):
-        return Template(**value)
-    if value not in TEMPLATES:
-        raise ZooError(f"unknown template '{value}'; {suggest(value, TEMPLATES)}")
-    return TEMPLATES[value]
-
-
-def saved_template(template: Template) -> dict[str, Any]:
-    """A template as plain data."""
-    return asdict(template)

@@ -9,6 +9,7 @@ Shapes: N images, H height, W width, T tokens, C tower width.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -55,39 +56,61 @@ class Tower(nn.Module):
 
 
 class Conv(Tower):
-    """A tower of our own to train from nothing: 3x3 convolutions, each halving the picture, group norms and GELUs."""
+    """A tower of our own to train from nothing: 3x3 convolutions, each halving the picture, with group norms and GELUs;
+    then ``mix`` more on the grid, on a residual path, so that a token knows its neighbours."""
 
     @dataclass
     class Config:
         channels: list[int] = field(default_factory=lambda: [16, 32, 64, 96])
+        mix: int = 1
+        groups: int = 8
+
+        def __post_init__(self) -> None:
+            at_least(0, self, "mix")
+            at_least(1, self, "groups")
+            if not self.channels or any(c % self.groups for c in self.channels):
+                raise ZooError(f"channels={self.channels} must be multiples of groups={self.groups}, one or more")
 
     def __init__(self, config: Config, size: Size) -> None:
         super().__init__("half")
-        steps = len(config.channels)
-        if not steps or any(side % 2**steps for side in size):
+        steps, groups = len(config.channels), config.groups
+        if any(side % 2**steps for side in size):
             raise ZooError(f"image_size={list(size)} must be divisible by {2**steps}: {steps} convolutions halve it")
-        layers: list[nn.Module] = []
-        for before, after in zip([3, *config.channels], config.channels, strict=False):
-            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(1, after), nn.GELU()]
-        self.layers = nn.Sequential(*layers)
-        self.grid, self.width = (size[0] >> steps, size[1] >> steps), config.channels[-1]
+
+        def layer(before: int, after: int, stride: int) -> nn.Sequential:
+            conv = nn.Conv2d(before, after, 3, stride=stride, padding=1)
+            return nn.Sequential(conv, nn.GroupNorm(groups, after), nn.GELU())
+
+        widths = [3, *config.channels]
+        self.layers = nn.Sequential(*(layer(a, b, 2) for a, b in itertools.pairwise(widths)))
+        self.mix = nn.ModuleList(layer(widths[-1], widths[-1], 1) for _ in range(config.mix))
+        self.grid, self.width = (size[0] >> steps, size[1] >> steps), widths[-1]
 
     def features(self, x_NCHW: Tensor) -> Tensor:
-        return self.layers(x_NCHW).flatten(2).mT
+        x_NCHW = self.layers(x_NCHW)
+        for block in self.mix:
+            x_NCHW = x_NCHW + block(x_NCHW)
+        return x_NCHW.flatten(2).mT
 
 
 class Patches(Tower):
     """No encoder: one convolution cuts the picture into patches, each gets its position (Mono-InternVL,
-    arXiv:2410.08202)."""
+    arXiv:2410.08202).
+
+    Config:
+        prefix: positions before those of the patches that are kept but not looked at: public checkpoints have one.
+    """
 
     @dataclass
     class Config:
         patch: int = 8
         width: int = 64
+        prefix: int = 0
         colours: Literal["imagenet", "clip", "half"] = "imagenet"
 
         def __post_init__(self) -> None:
             at_least(1, self, "patch", "width")
+            at_least(0, self, "prefix")
 
     def __init__(self, config: Config, size: Size) -> None:
         super().__init__(config.colours)
@@ -95,12 +118,13 @@ class Patches(Tower):
             raise ZooError(f"image_size={list(size)} must be divisible by patch={config.patch}")
         self.grid, self.width = (size[0] // config.patch, size[1] // config.patch), config.width
         self.patch_embedding = nn.Conv2d(3, config.width, config.patch, stride=config.patch)
-        self.position_embedding = nn.Parameter(torch.zeros(1, math.prod(self.grid), config.width))
+        self.prefix = config.prefix
+        self.position_embedding = nn.Parameter(torch.zeros(1, config.prefix + math.prod(self.grid), config.width))
         if not self.position_embedding.is_meta:
             nn.init.normal_(self.position_embedding, std=0.02)
 
     def features(self, x_NCHW: Tensor) -> Tensor:
-        return self.patch_embedding(x_NCHW).flatten(2).mT + self.position_embedding
+        return self.patch_embedding(x_NCHW).flatten(2).mT + self.position_embedding[:, self.prefix :]
 
 
 class Timm(Tower):
@@ -193,8 +217,8 @@ class Transformers(Tower):
         super().__init__("clip" if config.kind == "clip" else "half")
         from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
 
-        if size[0] != size[1] or size[0] % config.patch:
-            raise ZooError(f"image_size={list(size)} must be a square of whole patches of {config.patch}")
+        if size[0] != size[1] or size[0] < config.patch:
+            raise ZooError(f"image_size={list(size)} must be a square, a patch of {config.patch} or more")
         kinds: Any = {"clip": (CLIPVisionConfig, CLIPVisionModel), "siglip": (SiglipVisionConfig, SiglipVisionModel)}
         config_class, model_class = kinds[config.kind]
         settings = config_class(

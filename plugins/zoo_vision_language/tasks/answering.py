@@ -23,8 +23,8 @@ from zoo.spec import ZooError
 from zoo.train.task import Batch, Loss, Task
 from zoo.vocabulary import restore
 from zoo_vision_language.data.layout import MARK, Example, Layout, Turn
-from zoo_vision_language.data.vocabulary import template_of
 from zoo_vision_language.tasks.scores import AnswerScores
+from zoo_vision_language.templates import template_of
 
 NO = ("no", "not", "No", "Not", " no", " not", " No", " Not", "false", " false")
 
