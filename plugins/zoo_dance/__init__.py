@@ -1,0 +1,1 @@
+"""Dance: motion from music, with experts for genres."""

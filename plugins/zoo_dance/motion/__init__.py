@@ -1,0 +1,1 @@
+"""Motion: rotations, skeletons, files of all kinds, one canonical skeleton."""
