@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from zoo import config as zc
 from zoo.images import read_image, read_images
+from zoo.registry import suggest
 from zoo.spec import ZooError
 from zoo.vocabulary import Vocabulary, restore, saved
 from zoo_vision_language.data.blind import Blind
@@ -36,12 +37,14 @@ IN_MEMORY = 2_000_000_000
 @dataclass
 class DialogueConfig:
     """Every data set of dialogues has these. ``context`` bounds the tokens of a row, those of its images too; ``fit``
-    says how an image comes to the model's size; ``template`` is one of `TEMPLATES`."""
+    says how an image comes to the model's size; ``template`` is one of `TEMPLATES`; with ``train_kinds`` only questions
+    of these kinds are trained on."""
 
     vocabulary: Any = zc.part("vocabulary", "vision_language/words")
     template: str = "plain"
     context: int = 192
     fit: Literal["pad", "crop", "stretch"] = "pad"
+    train_kinds: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         zc.at_least(8, self, "context")
@@ -76,6 +79,9 @@ class Dialogues:
         self.splits = {name: _judged(splits[name], blind, pairs[name]) for name in SPLITS}
         found = {turn.kind for split in self.splits.values() for e in split.examples for turn in e.turns}
         self.kinds = sorted(found)
+        for kind in config.train_kinds:
+            if kind not in found:
+                raise ZooError(f"data.train_kinds: {what} has no questions of kind '{kind}'; {suggest(kind, found)}")
         vocabulary: Vocabulary = zc.build("vocabulary", config.vocabulary)
         texts = {text for pair in set(pairs["train"]) for text in pair}
         vocabulary.fit(sorted(texts))
@@ -119,6 +125,9 @@ class Dialogues:
     def _make(self, name: str) -> Rows:
         files, examples = self.splits[name]
         notes: list[str] = []
+        if name == "train" and (wanted := self.config.train_kinds):
+            some = [replace(e, turns=tuple(turn for turn in e.turns if turn.kind in wanted)) for e in examples]
+            examples = [e for e in some if e.turns]
         pixels, kept = _pixels(files, self._size, self.config.fit, notes)
         if len(kept) < len(files):
             place = {old: new for new, old in enumerate(kept)}

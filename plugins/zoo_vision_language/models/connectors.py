@@ -18,7 +18,8 @@ class MLP(nn.Module):
     """``depth`` linear layers with GELUs between them: two in LLaVA-1.5 (arXiv:2310.03744) and MoE-LLaVA, one in LLaVA.
 
     ``shuffle`` first lays so many rows and columns of tokens side by side, a quarter of the tokens with four times the
-    width for 2 (pixel shuffle of InternVL, arXiv:2404.16821). ``norm`` is a layer norm before all.
+    width for 2 (pixel shuffle of InternVL, arXiv:2404.16821). ``norm`` is a layer norm before all, ``out_norm`` one
+    behind all: it brings image tokens to the size that embeddings of 1 have.
     """
 
     @dataclass
@@ -26,6 +27,7 @@ class MLP(nn.Module):
         depth: int = 2
         shuffle: int = 1
         norm: bool = False
+        out_norm: bool = False
         hidden: int | None = None
 
         def __post_init__(self) -> None:
@@ -46,7 +48,7 @@ class MLP(nn.Module):
             layers += [nn.GELU()] if place else []
             layers.append(nn.Linear(size, after))
             size = after
-        self.layers = nn.Sequential(*layers)
+        self.layers = nn.Sequential(*layers, *([nn.LayerNorm(hidden_size)] if config.out_norm else []))
 
     def forward(self, x_NTC: Tensor) -> Tensor:
         if self.step > 1:

@@ -25,14 +25,19 @@ from zoo.spec import ZooError
 
 
 class Decoder(nn.Module):
-    """Token embedding, the stack, and a head over the vocabulary."""
+    """Token embedding, the stack, and a head over the vocabulary.
+
+    Config:
+        embedding_std: of a new embedding; the stack's ``init_std`` by default. A small model learns faster from 1: what
+            its layers add does not drown what a token is.
+    """
 
     @dataclass
     class Config:
         vocab_size: int = 512
         stack: TransformerConfig = field(default_factory=TransformerConfig)
         tie_embeddings: bool = False
-        head_bias: bool = False
+        embedding_std: float | None = None
 
         def __post_init__(self) -> None:
             at_least(1, self, "vocab_size")
@@ -42,12 +47,11 @@ class Decoder(nn.Module):
         self.width, self.vocab_size = config.stack.hidden_size, config.vocab_size
         self.embedding = nn.Embedding(config.vocab_size, self.width)
         self.stack = Transformer(config.stack)
-        self.head = nn.Linear(self.width, config.vocab_size, bias=config.head_bias)
+        self.head = nn.Linear(self.width, config.vocab_size, bias=False)
         if not self.embedding.weight.is_meta:
-            nn.init.normal_(self.embedding.weight, std=config.stack.init_std)
-            nn.init.normal_(self.head.weight, std=config.stack.init_std)
-            if config.head_bias:
-                nn.init.zeros_(self.head.bias)
+            std = config.stack.init_std
+            nn.init.normal_(self.embedding.weight, std=std if config.embedding_std is None else config.embedding_std)
+            nn.init.normal_(self.head.weight, std=std)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
 
@@ -69,7 +73,7 @@ class Decoder(nn.Module):
         return found
 
     def logits(self, states_BLD: Tensor) -> Tensor:
-        return F.linear(states_BLD, self.head.weight, self.head.bias)
+        return F.linear(states_BLD, self.head.weight)
 
 
 class _Pass:
