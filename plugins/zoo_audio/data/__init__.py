@@ -1,0 +1,1 @@
+"""Data sets: recordings, chorales, what is synthesised, and the user's own."""
