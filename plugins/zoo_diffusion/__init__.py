@@ -1,6 +1,6 @@
 """Pictures from noise: diffusion transformers with mixtures of experts. Importing the manifest needs no torch."""
 
-from zoo.spec import API, DatasetSpec, Input, ModelSpec, PartSpec, Plugin, TaskSpec
+from zoo.spec import API, DatasetSpec, Input, ModelSpec, PartSpec, Plugin, TaskSpec, Weights
 from zoo_diffusion.data.files import EMOJI, OMNIGLOT
 from zoo_diffusion.importers import DIT, DIT_MOE
 
@@ -22,7 +22,21 @@ plugin = Plugin(
     api=API,
     doc="image generation: diffusion transformers with mixtures of experts, DDPM and rectified flow",
     models=(
-        ModelSpec("dit_moe_tiny", _DIT, "generation", "DiT-MoE at a size that trains on a laptop", _MOE_PAPER),
+        ModelSpec(
+            "dit_moe_tiny",
+            _DIT,
+            "generation",
+            "DiT-MoE at a size that trains on a laptop",
+            _MOE_PAPER,
+            pretrained={
+                "digits": Weights(
+                    "bundled:weights/dit_moe_tiny.digits",
+                    "diffusion/dit_moe_digits",
+                    "scikit-learn digits",
+                    "data: CC BY 4.0 (UCI)",
+                )
+            },
+        ),
         ModelSpec("dit_moe_text", _DIT, "generation", "DiT-MoE for captions, small enough for a laptop", _MOE_PAPER),
         *(
             ModelSpec(

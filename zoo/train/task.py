@@ -48,6 +48,8 @@ class Task:
 
     monitor: str
     """The validation metric that decides which checkpoint is the best; lower is better."""
+    sampled: tuple[str, ...] = ()
+    """Metrics of what a model draws: other machines round otherwise, so they are not the same to the last digit."""
 
     @dataclass
     class Config:

@@ -59,11 +59,12 @@ class Generation(Task):
     """
 
     monitor = "loss"
+    sampled = ("agreement", "frechet")
 
     @dataclass
     class Config:
         objective: Any = zc.part("objective", "diffusion/rectified_flow")
-        sampler: Any = zc.part("sampler", "diffusion/heun", steps=18)
+        sampler: Any = zc.part("sampler", "diffusion/heun", steps=10)
         space: Any = zc.part("space", "diffusion/pixels")
         guidance: float = 1.5
         drop: float = 0.1

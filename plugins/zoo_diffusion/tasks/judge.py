@@ -81,26 +81,35 @@ def stacked(dataset: Dataset[Any], name: str, rows: list[int]) -> tuple[Tensor, 
 
 
 def train_judge(x_NCHW: Tensor, known: Tensor, classes: int, buckets: int, epochs: int = EPOCHS) -> Judge:
-    """A judge of these real pictures; the same each time. Pictures are moved by up to a pixel in twelve."""
-    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        judge = Judge(x_NCHW.shape[1], x_NCHW.shape[-1], classes, buckets)
-        x_NCHW, known = x_NCHW.cpu().clone(), known.cpu().clone()
-        steps = epochs * -(-len(x_NCHW) // BATCH)
-        optimizer = torch.optim.AdamW(judge.parameters(), 2e-3, weight_decay=0.05)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps + 1)
-        reach = x_NCHW.shape[-1] // 12
-        for _ in range(epochs):
-            for rows in torch.randperm(len(x_NCHW)).split(BATCH):
-                x = x_NCHW[rows]
-                if reach:
-                    down, right = torch.randint(-reach, reach + 1, (2,)).tolist()
-                    x = x.roll((down, right), (-2, -1))
-                optimizer.zero_grad()
-                judge.loss(x, known[rows]).backward()
-                optimizer.step()
-                schedule.step()
-        return judge.eval().requires_grad_(False)
+    """A judge of these real pictures; the same each time, and with any number of threads. Pictures are moved by up to
+    a pixel in twelve."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums of other parts round otherwise, and training makes much of little
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            judge = Judge(x_NCHW.shape[1], x_NCHW.shape[-1], classes, buckets)
+            _fit(judge, x_NCHW.cpu().clone(), known.cpu().clone(), epochs)
+            return judge.eval().requires_grad_(False)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _fit(judge: Judge, x_NCHW: Tensor, known: Tensor, epochs: int) -> None:
+    steps = epochs * -(-len(x_NCHW) // BATCH)
+    optimizer = torch.optim.AdamW(judge.parameters(), 2e-3, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps + 1)
+    reach = x_NCHW.shape[-1] // 12
+    for _ in range(epochs):
+        for rows in torch.randperm(len(x_NCHW)).split(BATCH):
+            x = x_NCHW[rows]
+            if reach:
+                down, right = torch.randint(-reach, reach + 1, (2,)).tolist()
+                x = x.roll((down, right), (-2, -1))
+            optimizer.zero_grad()
+            judge.loss(x, known[rows]).backward()
+            optimizer.step()
+            schedule.step()
 
 
 def halves(one_NF: Tensor, two_NF: Tensor, rounds: int = 8) -> float:
