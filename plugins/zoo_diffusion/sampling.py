@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,9 @@ from torch import Tensor
 
 from zoo_diffusion.objectives import Objective, Predict
 from zoo_diffusion.samplers import Sampler
+
+SMALL = 5_000_000
+"""Parameters below which a model draws on one thread."""
 
 
 def guided(model: Any, condition: Tensor | None, scale: float) -> Predict:
@@ -62,6 +65,7 @@ def sample(
         tick: called with the number of pictures after each evaluation of the model.
     """
     c, device = model.config, model.device
+    small = device.type == "cpu" and sum(p.numel() for p in model.parameters()) < SMALL
     done = []
     for first in range(0, count, batch_size):
         drawn = generators(seed, first, min(batch_size, count - first))
@@ -72,8 +76,20 @@ def sample(
 
         given = None if condition is None else condition[first : first + batch_size].to(device)
         predict, size = guided(model, given, guidance), len(drawn)
-        done.append(sampler.run(objective, predict, draw(), draw, lambda size=size: tick(size)))  # type: ignore[misc]
+        with one_thread() if small else nullcontext():
+            done.append(sampler.run(objective, predict, draw(), draw, lambda size=size: tick(size)))  # type: ignore[misc]
     return torch.cat(done)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Of what is so small that threads cost more than they bring; and sums round the same on every machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def to_pixels(x_BCHW: Tensor) -> NDArray[np.uint8]:

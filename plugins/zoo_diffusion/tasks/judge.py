@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from zoo_diffusion.sampling import one_thread
+
 FEATURES = 32
 EPOCHS, BATCH = 20, 32
 RIVALS = 31
@@ -83,16 +85,11 @@ def stacked(dataset: Dataset[Any], name: str, rows: list[int]) -> tuple[Tensor, 
 def train_judge(x_NCHW: Tensor, known: Tensor, classes: int, buckets: int, epochs: int = EPOCHS) -> Judge:
     """A judge of these real pictures; the same each time, and with any number of threads. Pictures are moved by up to
     a pixel in twelve."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums of other parts round otherwise, and training makes much of little
-    try:
-        with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            judge = Judge(x_NCHW.shape[1], x_NCHW.shape[-1], classes, buckets)
-            _fit(judge, x_NCHW.cpu().clone(), known.cpu().clone(), epochs)
-            return judge.eval().requires_grad_(False)
-    finally:
-        torch.set_num_threads(threads)
+    with one_thread(), torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        judge = Judge(x_NCHW.shape[1], x_NCHW.shape[-1], classes, buckets)
+        _fit(judge, x_NCHW.cpu().clone(), known.cpu().clone(), epochs)
+        return judge.eval().requires_grad_(False)
 
 
 def _fit(judge: Judge, x_NCHW: Tensor, known: Tensor, epochs: int) -> None:
