@@ -96,6 +96,9 @@ def test_verdicts():
     assert verdict("b > 3 * a", a=low, b=high) == "does not hold"
     assert verdict("b > 1.5 * a", a=low, b=high) == "holds"
     assert verdict("a < 0.3", a=low) == "does not hold" and verdict("0.3 < a", a=low) == "holds"
+    other, more = [v + 0.2 for v in low], [v - 0.1 for v in low]  # their mean is 0.05 above
+    assert verdict("a < 0.5 * b + 0.5 * c", a=low, b=other, c=more) == "holds"
+    assert verdict("a < 0.25 * b + 0.75 * c", a=low, b=other, c=more) == "does not hold"
     assert verdict("a < b", 4, a=low, b=high) is None, "four seeds give no verdict"
 
 
@@ -108,11 +111,13 @@ def test_a_claim_holds_when_all_of_it_does():
 
 def test_statements():
     assert [str(s) for s in parse("m", "a < b < 2 * c", "abc")] == ["a < b", "b < 2 * c"]
+    assert [str(s) for s in parse("m", "a < 0.5 * b + c", "abc")] == ["a < 0.5 * b + c"]
     for text, said in (
         ("a < d", "unknown contestant 'd'"),
         ("a", "compares no contestants"),
         ("1 < 2", "compares no contestants"),
-        ("a < b + c", "neither a number nor"),
+        ("a < b - c", "neither a number nor"),
+        ("a < b + ", "neither a number nor"),
     ):
         with pytest.raises(ZooError, match=said):
             parse("m", text, "abc")

@@ -6,7 +6,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from zoo import registry
@@ -20,18 +20,21 @@ Verdict = Literal["holds", "does not hold", "cannot be told here"]
 
 @dataclass(frozen=True)
 class Side:
-    """``factor * contestant``, or the number ``factor`` where there is no contestant."""
+    """``factor * contestant``, or the number ``factor`` where there is no contestant; ``plus`` another such term."""
 
     factor: float
     contestant: str = ""
+    plus: Side | None = None
 
     def __str__(self) -> str:
-        if not self.contestant:
-            return f"{self.factor:g}"
-        return self.contestant if self.factor == 1 else f"{self.factor:g} * {self.contestant}"
+        own = f"{self.factor:g}"
+        if self.contestant:
+            own = self.contestant if self.factor == 1 else f"{own} * {self.contestant}"
+        return own if self.plus is None else f"{own} + {self.plus}"
 
     def values(self, values: Mapping[str, Sequence[float]], seeds: int) -> list[float]:
-        return [self.factor * v for v in values[self.contestant]] if self.contestant else [self.factor] * seeds
+        own = [self.factor * v for v in values[self.contestant]] if self.contestant else [self.factor] * seeds
+        return own if self.plus is None else [a + b for a, b in zip(own, self.plus.values(values, seeds), strict=True)]
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,8 @@ class Compared:
 
 
 def parse(metric: str, text: str, contestants: Iterable[str]) -> list[Statement]:
-    """``a < b``, ``a < 1.005 * b``, ``a > 3 * b``, ``a < 0.3``, or a chain ``a < b < c``: its neighbouring pairs."""
+    """``a < b``, ``a < 1.005 * b``, ``a > 3 * b``, ``a < 0.3``, ``a < 0.5 * b + 0.5 * c``, or a chain ``a < b < c``:
+    its neighbouring pairs."""
     known, pieces = list(contestants), re.split(r"\s*([<>])\s*", text.strip())
     sides = [_side(piece, text, known) for piece in pieces[::2]]
     if len(sides) < 2 or not all(a.contestant or b.contestant for a, b in itertools.pairwise(sides)):
@@ -77,6 +81,9 @@ def parse(metric: str, text: str, contestants: Iterable[str]) -> list[Statement]
 
 
 def _side(text: str, whole: str, known: list[str]) -> Side:
+    head, plus, tail = text.partition(" + ")
+    if plus:
+        return replace(_side(head.strip(), whole, known), plus=_side(tail.strip(), whole, known))
     found = re.fullmatch(r"(?:([\d.]+)\s*\*\s*)?([A-Za-z_]\w*)|([\d.]+(?:e-?\d+)?)", text)
     if not found:
         raise ZooError(f"'{text}' in the expectation '{whole}' is neither a number nor [FACTOR *] CONTESTANT")
