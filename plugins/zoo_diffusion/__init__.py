@@ -145,6 +145,8 @@ plugin = Plugin(
                 Input("steps", "of the sampler; by default as it was trained to be used"),
                 Input("guidance", "how much the prompt counts; 1 is none"),
                 Input("sampler", "euler, heun or, for ddpm, ancestral"),
+                Input("objective", "rectified_flow or ddpm, of weights that came without saying"),
+                Input("autoencoder", "folder of an AutoencoderKL of diffusers, for a model of its latents"),
             ),
         ),
     ),

@@ -105,14 +105,16 @@ def test_predict_and_its_files(saved: Path, tmp_path: Path) -> None:
         files[1]
     ).pixels_HWC.shape[1::-1] == (8, 8)
     assert files[-1].read_text() == "3\n7\n3\n7\n"
+    chain = predictor.predict(n=2, steps=2, sampler="ancestral", objective="ddpm", guidance=1)
     quick = predictor.predict(n=2, steps=2, sampler="heun", guidance=1)
+    assert not np.array_equal(quick.pixels_NHWC, chain.pixels_NHWC)
     assert not np.array_equal(quick.pixels_NHWC, result.pixels_NHWC[:2])
 
 
 @pytest.mark.parametrize(
     ("inputs", "told"),
     [
-        ({"prompt": "eleven"}, "no class 'eleven'.*: 0, 1, 2"),
+        ({"prompt": "eleven"}, "no class 'eleven'; the classes are 0, 1, 2"),
         ({"n": 0}, "n=0 must be a whole number from 1"),
         ({"n": 2.5}, "n=2.5 must be"),
         ({"seed": -1}, "seed=-1 must be"),
@@ -121,6 +123,8 @@ def test_predict_and_its_files(saved: Path, tmp_path: Path) -> None:
         ({"guidance": float("nan")}, "must be a number from 0"),
         ({"sampler": "hean"}, "diffusion/heun"),
         ({"sampler": "ancestral"}, "is DDPM's own"),
+        ({"objective": "dpm"}, "diffusion/ddpm"),
+        ({"autoencoder": "/nowhere"}, "diffusers"),
         ({"promt": "3"}, "unknown input 'promt'"),
     ],
 )
@@ -133,6 +137,7 @@ def test_prompts_of_captions() -> None:
     model, task = random_model("dit_moe_text", image_size=8), task_of(sampler={"name": "diffusion/euler", "steps": 2})
     preprocessing = {"text": {"buckets": 2048, "length": 64}, "examples": ["red heart", "bug"]}
     asked = {"prompt": None, "n": 3, "seed": 0, "steps": None, "guidance": None, "sampler": None}
+    asked |= {"objective": None, "autoencoder": None}
     with torch.no_grad():
         without = task.predict(model, preprocessing, asked)
         heart = task.predict(model, preprocessing, {**asked, "prompt": "Red heart"})
@@ -275,5 +280,9 @@ def test_latents_of_an_autoencoder(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     task.loss(model, batch).loss.backward()
     flat = torch.full((1, 3, 64, 64), 0.25)
     torch.testing.assert_close(task.space.decode(task.space.encode(flat)), flat)
+    given = {"prompt": "3", "n": 2, "seed": 0, "steps": 1, "guidance": None, "sampler": None, "objective": None}
     with torch.no_grad():
-        assert task._draw(model, torch.tensor([0]), 1, lambda n: None).shape == (1, 3, 64, 64)
+        drawn = task_of().predict(model, {}, {**given, "autoencoder": str(tmp_path)})
+        assert drawn.pixels_NHWC.shape == (2, 64, 64, 3)
+        with pytest.raises(ZooError, match="latents of 4 channels, no pixels; set autoencoder=FOLDER"):
+            task_of().predict(model, {}, {**given, "autoencoder": None})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,6 @@ from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 
 from zoo import config as zc
-from zoo import registry
 from zoo.images import grid, write_image
 from zoo.spec import ZooError
 from zoo.train.sampling import spread
@@ -49,7 +48,7 @@ class Generation(Task):
     """Denoising, then sampling with classifier-free guidance.
 
     Args (config):
-        objective, sampler: how noise is added and taken away; the sampler may be changed when pictures are drawn.
+        objective, sampler: how noise is added and taken away.
         space: where that happens, among pixels or in an autoencoder's latents.
         guidance: 1 is none.
         drop: share of training pictures whose condition is hidden.
@@ -185,32 +184,46 @@ class Generation(Task):
             "frechet_floor": halves(real_NF, real_NF),
         }
 
-    def _draw(
-        self, model: Any, condition: Tensor | None, count: int, tick: Any, sampler: Any = None, **options: Any
-    ) -> Tensor:
+    def _draw(self, model: Any, condition: Tensor | None, count: int, tick: Any, **options: Any) -> Tensor:
         """Pictures (B, C, H, W) from -1 to 1, in the 8-bit steps of a file, on the CPU. ``options`` are `sample`'s."""
         options = {"guidance": self.config.guidance, **options}
-        z = sample(model, self.objective, sampler or self.sampler, condition, count, tick=tick, **options)
+        z = sample(model, self.objective, self.sampler, condition, count, tick=tick, **options)
         return (((self.space.decode(z).clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1).cpu()
+
+    def _using(self, model: Any, inputs: Mapping[str, Any]) -> Generation:
+        """The task with the parts that a user asks for; itself when all is as it was saved."""
+        chosen: dict[str, Any] = {}
+        for kind in ("objective", "sampler"):
+            if (name := inputs[kind]) is not None:
+                chosen[kind] = {"name": name if "/" in str(name) else f"diffusion/{name}"}
+        if inputs["steps"] is not None:
+            base = chosen.get("sampler", self.config.sampler)
+            chosen["sampler"] = {**base, "steps": whole("steps", inputs["steps"], 1)}
+        if inputs["autoencoder"] is not None:
+            chosen["space"] = {"name": "diffusion/diffusers", "path": str(inputs["autoencoder"])}
+        space = chosen.get("space", self.config.space)
+        if model.config.channels not in (1, 3) and space["name"] == "diffusion/pixels":
+            raise ZooError(
+                f"the model draws latents of {model.config.channels} channels, no pixels; set autoencoder=FOLDER, an "
+                "AutoencoderKL of diffusers"
+            )
+        if not chosen:
+            return self
+        node = zc.resolve_part("task", {"name": "diffusion/generation", **asdict(self.config), **chosen}, "task")
+        using: Generation = zc.build("task", node)
+        return using
 
     def predict(self, model: Any, preprocessing: Mapping[str, Any], inputs: Mapping[str, Any]) -> Drawn:
         """Pictures of a prompt, or of what the model knows."""
         n, seed = whole("n", inputs["n"], 1), whole("seed", inputs["seed"], 0)
-        sampler = self.sampler
-        if inputs["sampler"] is not None or inputs["steps"] is not None:
-            node = {"name": inputs["sampler"]} if inputs["sampler"] is not None else dict(self.config.sampler)
-            if isinstance(node["name"], str) and "/" not in node["name"]:
-                node["name"] = f"diffusion/{node['name']}"
-            if inputs["steps"] is not None:
-                node["steps"] = whole("steps", inputs["steps"], 1)
-            sampler = zc.build("sampler", zc.resolve_part("sampler", node, "sampler"))
+        using = self._using(model, inputs)
         guidance = self.config.guidance if inputs["guidance"] is None else inputs["guidance"]
         if isinstance(guidance, bool) or not isinstance(guidance, int | float) or not 0 <= guidance < math.inf:
             raise ZooError(f"guidance={guidance!r} must be a number from 0 on; 1 is none")
         notes: list[str] = []
         condition, prompts = self._asked(model, preprocessing, inputs["prompt"], n, notes)
-        with progress("drawing", n * sampler.evaluations) as tick:
-            drawn = self._draw(model, condition, n, tick, sampler, guidance=float(guidance), seed=seed)
+        with progress("drawing", n * using.sampler.evaluations) as tick:
+            drawn = using._draw(model, condition, n, tick, guidance=float(guidance), seed=seed)
         if not drawn.isfinite().all():
             raise ZooError("the pictures are not finite: the weights are damaged, or of another objective; train on")
         return Drawn(to_pixels(drawn), prompts, _columns(n, len(set(prompts))), notes)
@@ -234,7 +247,8 @@ class Generation(Task):
             names = [asked] if asked in classes else [each.strip() for each in (asked or "").split(",") if each.strip()]
             for each in names:
                 if each not in classes:
-                    raise ZooError(f"no class '{each}'; {registry.suggest(each, classes)}: {', '.join(classes[:20])}")
+                    more = f" and {len(classes) - 20} more" if len(classes) > 20 else ""
+                    raise ZooError(f"no class '{each}'; the classes are {', '.join(classes[:20])}{more}")
             chosen = [(names or classes)[k % len(names or classes)] for k in range(n)]
             return torch.tensor([classes.index(each) for each in chosen]), chosen
         examples = preprocessing.get("examples") or ["anything"]
