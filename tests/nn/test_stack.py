@@ -301,6 +301,17 @@ def test_blocks_that_nobody_chose_do_not_run() -> None:
     assert ran == [1]
 
 
+def test_blocks_that_a_tag_chooses_decode_with_a_cache() -> None:
+    router = {"name": "composed", "scorer": {"name": "none"}, "selector": {"name": "label"}, "weigher": "uniform"}
+    model = build("wiring mixture_of_blocks", wiring={"router": router}).eval()
+    x, label_BL = x_of(), torch.tensor([[1] * L, [0] * L])
+    cache = Cache()
+    with torch.no_grad():
+        whole = model(x, label=label_BL)[0]
+        parts = [model(x[:, a:b], cache=cache, label=label_BL[:, a:b])[0] for a, b in ((0, 3), (3, 4), (4, L))]
+    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

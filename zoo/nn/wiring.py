@@ -286,7 +286,8 @@ class MixtureOfDepths(nn.Module):
 class MixtureOfBlocks(nn.Module):
     """``sum_k w_k layer_k(x)``: a router sends each sequence through some of ``count`` whole layers (Dense2MoE's
     Mixture of Blocks, S048; MEGADance's genre experts, S044, with ``router.selector=label``). A layer that nobody chose
-    does not run. Without a cache."""
+    does not run. With a cache only where a tag chooses, which must then stay the same; the mean of a sequence, which
+    other routers see, changes as it grows."""
 
     tail = False
 
@@ -309,16 +310,20 @@ class MixtureOfBlocks(nn.Module):
         self.router.reset_parameters(std)
 
     def forward(self, x: Tensor, span: Span, ctx: RouteContext, carry: Carry) -> tuple[Tensor, Carry]:
-        no_cache("mixture_of_blocks", span)
+        if not getattr(self.router.selector, "by_tag", False):
+            no_cache("mixture_of_blocks", span)
         if not x.shape[1]:
             return x, carry
         seen_TD, valid_T, units = self.unit.see(x, ctx)
         out = self.router(seen_TD, valid_T, units)
         weight_BE = torch.zeros_like(out.scores_TE).scatter_add(1, out.index_TK, out.weight_TK)
         used_BE = torch.zeros_like(weight_BE).scatter_add(1, out.index_TK, out.used_TK.to(weight_BE.dtype)) > 0
+        if x.is_meta:  # nobody knows who goes where: all in turn, as many as there are slots
+            turn_BE = torch.arange(len(x), device="cpu")[:, None] + torch.arange(len(self.blocks), device="cpu")
+            used_BE = turn_BE % len(self.blocks) < self.router.slots
         y, routing = torch.zeros_like(x), carry.routing
         for e, block in enumerate(self.blocks):
-            rows = used_BE[:, e].nonzero()[:, 0]
+            rows = used_BE[:, e].nonzero()[:, 0].to(x.device)
             some = {
                 f.name: value[rows]
                 for f in fields(ctx)
@@ -338,7 +343,7 @@ class MixtureOfBlocks(nn.Module):
             routing = routing + inner.routing
         losses = carry.losses if out.loss is None else (*carry.losses, out.loss)
         # Padding rows have no block: they stay as they are.
-        y = torch.where(used_BE.any(1)[:, None, None], y, x)
+        y = torch.where(used_BE.any(1)[:, None, None].to(x.device), y, x)
         return y, carry._replace(routing=routing, losses=losses)
 
     def inactive_parameters(self) -> int:

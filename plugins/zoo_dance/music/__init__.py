@@ -1,0 +1,1 @@
+"""Music: sound files, features and beats, and a small synthesiser."""

@@ -21,6 +21,9 @@ class Label(nn.Module):
     """The experts ``groups[v]``, v the token's label, modality or domain; without groups expert v itself
     (Mono-InternVL, arXiv:2410.08202: modality; MEGADance: genre). A token whose v is beyond the table gets none."""
 
+    by_tag = True
+    """What a token holds, and what is around it, changes nothing."""
+
     @dataclass
     class Config:
         by: Literal["label", "modality", "domain"] = "label"
