@@ -62,21 +62,21 @@ def read_song(path: str | Path) -> Song:
     if bad := int((~sound.isfinite()).sum()):
         sound = sound.nan_to_num(0.0, 0.0, 0.0)
         notes.append(f"{bad:,} samples that were no number became 0")
+    checked(sound, f"'{path}'", rate)
     if samples.shape[1] > 1:
         notes.append(f"{samples.shape[1]} channels became one")
     if rate != RATE:
         sound = torchaudio.functional.resample(sound, rate, RATE)
         notes.append(f"{rate:,} samples a second became {RATE:,}")
-    return Song(checked(sound, f"'{path}'"), tuple(notes))
+    return Song(sound, tuple(notes))
 
 
-def checked(sound_N: Tensor, where: str) -> Tensor:
-    """The sound itself. Raises `ZooError` when nobody could dance to it."""
-    if len(sound_N) < SHORTEST * RATE:
-        raise ZooError(f"{where} lasts {len(sound_N) / RATE:.3g} s; give at least {SHORTEST:g} s of music")
+def checked(sound_N: Tensor, where: str, rate: int) -> None:
+    """Raises `ZooError` when nobody could dance to it."""
+    if len(sound_N) < SHORTEST * rate:
+        raise ZooError(f"{where} lasts {len(sound_N) / rate:.3g} s; give at least {SHORTEST:g} s of music")
     if sound_N.abs().max() < SILENT:
         raise ZooError(f"{where} is silent; give music that can be heard")
-    return sound_N
 
 
 def features(sound_N: Tensor) -> Tensor:

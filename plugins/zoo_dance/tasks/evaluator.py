@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo_dance.motion.beats import contacts, motion_beats
+from zoo_dance.motion.beats import motion_beats
 from zoo_dance.motion.skeleton import BODY, FEET, FPS
 
 ROUNDS = 8
 """Random halvings that a distance is averaged over."""
 BEAT_SIGMA = 3.0
-JUDGE_WIDTH, JUDGE_STEPS, JUDGE_BATCH = 48, 300, 32
+LOW = 0.05
+JUDGE_WIDTH, JUDGE_STEPS, JUDGE_BATCH = 48, 250, 32
 
 _J = {name: place for place, name in enumerate(BODY.names)}
 
@@ -111,11 +112,11 @@ def alignment(music_beats: Sequence[float], places_TJ3: Tensor) -> float | None:
 
 
 def slide(places_TJ3: Tensor) -> float:
-    """Centimetres a second that feet move over the ground while they stand."""
-    stands = contacts(places_TJ3, FPS)[1:]
-    feet = places_TJ3[:, FEET]
-    speed = (feet[1:, :, [0, 2]] - feet[:-1, :, [0, 2]]).norm(dim=-1) * FPS
-    return float(100 * (speed * stands).sum() / stands.sum().clamp(min=1))
+    """Centimetres a second that feet move over the ground while they are within `LOW` of their lowest place."""
+    feet_TF3 = places_TJ3[:, FEET]
+    low = (feet_TF3[..., 1] < feet_TF3[..., 1].min(0).values + LOW)[1:]
+    speed = (feet_TF3[1:, :, [0, 2]] - feet_TF3[:-1, :, [0, 2]]).norm(dim=-1) * FPS
+    return float(100 * (speed * low).sum() / low.sum().clamp(min=1))
 
 
 def jitter(places_TJ3: Tensor) -> float:
