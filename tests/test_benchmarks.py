@@ -41,3 +41,13 @@ def test_comet_planted() -> None:
     for settings in script["contestants"](4).values():
         recovered, used, error = script["run"](5, next(iter(settings.values())), 1e-2, 0, 2)
         assert 0 < recovered < 1 and 1 <= used <= 5 and error > 0
+
+
+def test_diffusion_sampling(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    size = ["--model", "diffusion/dit_moe_tiny", "--layers", "1", "--pictures", "2", "--steps", "1", "--rounds", "1"]
+    monkeypatch.setattr(sys, "argv", ["diffusion_sampling.py", *size])
+    with ops.use_backend("reference"):
+        runpy.run_path(str(SCRIPTS / "diffusion_sampling.py"), run_name="__main__")
+    told = capsys.readouterr().out
+    assert "| zoo |" in told and "| HF grouped_mm |" in told
+    assert float(told.partition("largest difference of the pictures: ")[2].split()[0]) < 1e-4
