@@ -102,7 +102,7 @@ plugin = Plugin(
             "condition",
             "text",
             "zoo_diffusion.blocks.conditions:Text",
-            "MLP(mean of the vectors of words and their parts)",
+            "MLP(norm(sum of the vectors of words and their parts))",
             "arXiv:1607.04606",
         ),
         PartSpec(

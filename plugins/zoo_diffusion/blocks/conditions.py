@@ -28,6 +28,8 @@ class Label(nn.Module):
         super().__init__()
         self.config = config
         self.table = nn.Embedding(config.num_classes + 1, width)
+        if not self.table.weight.is_meta:
+            nn.init.normal_(self.table.weight, std=0.02)
 
     def forward(self, label_B: Tensor) -> Tensor:
         vector: Tensor = self.table(label_B)
@@ -41,9 +43,10 @@ class Label(nn.Module):
 
 
 class Text(nn.Module):
-    """A caption: the mean of its pieces' vectors through an MLP. Pieces are whole words and parts of words, hashed to
+    """A caption: ``MLP(norm(sum of its pieces' vectors))``. Pieces are whole words and parts of words, hashed to
     1 ... ``buckets`` - 1 (fastText, arXiv:1607.04606), so that any text can be given; 0 is padding, and a caption
-    without a piece stands for no wish."""
+    without a piece stands for no wish. The norm makes every caption equally loud from the first step on; without it
+    a model learns to paint before it learns to listen."""
 
     @dataclass
     class Config:
@@ -58,6 +61,7 @@ class Text(nn.Module):
         super().__init__()
         self.config = config
         self.table = nn.Embedding(config.buckets, width)
+        self.norm = nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, pieces_BW: Tensor) -> Tensor:
@@ -65,7 +69,7 @@ class Text(nn.Module):
         empty_B1 = (there_BW1.sum(1) == 0).float()
         # The padding's own row is the vector of a caption without pieces.
         total_BD = (self.table(pieces_BW) * there_BW1).sum(1) + empty_B1 * self.table.weight[0]
-        vector: Tensor = self.mlp(total_BD / (there_BW1.sum(1) + empty_B1))
+        vector: Tensor = self.mlp(self.norm(total_BD))
         return vector
 
     def nothing(self, pieces_BW: Tensor) -> Tensor:

@@ -79,11 +79,11 @@ class DiT(Model):
             self._initialise()
 
     def _initialise(self) -> None:
-        """As DiT's: patches like a linear map, small vectors, and nothing that a layer or the head adds at first."""
+    """As DiT's: patches like a linear map, small times, and nothing that a layer or the head adds at first."""
         nn.init.xavier_uniform_(self.embed.weight.flatten(1))
         nn.init.zeros_(self.embed.bias)
-        for module in (*self.time_mlp, *(self.condition.modules() if self.condition is not None else ())):
-            if isinstance(module, nn.Linear | nn.Embedding):
+        for module in self.time_mlp:
+            if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.02)
         for part in (*self.stack.modules(), self.head):
             if isinstance(modulation := getattr(part, "modulation", None), nn.Linear):
