@@ -79,7 +79,7 @@ class DiT(Model):
             self._initialise()
 
     def _initialise(self) -> None:
-    """As DiT's: patches like a linear map, small times, and nothing that a layer or the head adds at first."""
+        """As DiT's: patches like a linear map, small times, and nothing that a layer or the head adds at first."""
         nn.init.xavier_uniform_(self.embed.weight.flatten(1))
         nn.init.zeros_(self.embed.bias)
         for module in self.time_mlp:
