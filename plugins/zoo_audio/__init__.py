@@ -47,6 +47,12 @@ plugin = Plugin(
             },
         ),
         ModelSpec(
+            "codec_16khz",
+            "zoo_audio.models.codec:Codec",
+            "coding",
+            "the codec at 16 kHz with twelve codebooks of 1,024, for your own sounds",
+        ),
+        ModelSpec(
             "recogniser",
             "zoo_audio.models.recogniser:Recogniser",
             "recognition",

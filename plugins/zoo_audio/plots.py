@@ -25,6 +25,7 @@ def plot_spectrograms(
         return []
     rows = len(waves) + (experts_T is not None)
     fig, axes = report.figure(rows, 1, width=7, height=2.2)
+    seconds = 0.0
     for axis, (name, wave_N) in zip(axes, waves.items(), strict=False):
         seconds = len(wave_N) / rate
         db = decibels(wave_N, rate)
@@ -35,6 +36,7 @@ def plot_spectrograms(
         axis.set_ylabel("kHz", fontsize=8)
     if experts_T is not None:
         _experts(axes[-1], experts_T, torch.arange(len(experts_T)) / frame_rate, "seconds")
+        axes[-1].set_xlim(0, seconds)
     return report.save_figure(fig, path)
 
 
@@ -51,7 +53,8 @@ def plot_roll(roll_TH: Tensor, path: Path, experts_T: Tensor | None = None, give
         axes[0].axvspan(-0.5, given - 0.5, alpha=0.15)
     axes[0].set_ylabel("key", fontsize=8)
     if experts_T is not None:
-        _experts(axes[-1], experts_T, torch.arange(len(experts_T)), "frame")
+        _experts(axes[-1], experts_T, torch.arange(len(experts_T)) - 0.5, "frame")
+        axes[-1].set_xlim(axes[0].get_xlim())
     return report.save_figure(fig, path)
 
 

@@ -6,6 +6,7 @@ Shapes: N samples.
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,8 +99,8 @@ def folder(path: str, rate: int, split: Sequence[float], notes: list[str]) -> Cl
         notes.append(
             f"{len(broken)} of {len(found)} files left out: {'; '.join(broken[:3])}{' ...' * (len(broken) > 3)}"
         )
-    if done:
-        notes.append(f"{len(done)} remarks: {'; '.join(done[:3])}{' ...' * (len(done) > 3)}")
+    for what, count in Counter(remark.partition(": ")[2] for remark in done).most_common(8):
+        notes.append(f"{count} file{'s' if count > 1 else ''}: {what}")
     whole = [clip for name in SPLITS for clip in clips[name]]
     if not whole:
         raise ZooError(f"no file of '{path}' can be read: {broken[0]}")
