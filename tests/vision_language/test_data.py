@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -10,49 +11,23 @@ import numpy as np
 import pytest
 import torch
 
-from zoo import config as zc
-from zoo.images import write_image
 from zoo.spec import ZooError
 from zoo_vision_language.data.blind import Blind
 from zoo_vision_language.data.layout import Example, Layout, Turn
 from zoo_vision_language.data.vocabulary import Words
 from zoo_vision_language.templates import Template
 
-COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
+_spec = importlib.util.spec_from_file_location("helpers", Path(__file__).with_name("helpers.py"))
+assert _spec is not None and _spec.loader is not None
+helpers = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(helpers)
+COLOURS, build, dialogues, pictures = helpers.COLOURS, helpers.build_data, helpers.dialogues, helpers.pictures
 
 
 def words(*texts: str, **settings: Any) -> Words:
     vocabulary = Words(Words.Config(**settings))
     vocabulary.fit(texts)
     return vocabulary
-
-
-def pictures(folder: Path, count: int = 30) -> list[tuple[str, str]]:
-    """Files of one colour each, and the colours."""
-    folder.mkdir(parents=True, exist_ok=True)
-    found = []
-    for n in range(count):
-        colour = list(COLOURS)[n % 3]
-        write_image(np.full((20, 30, 3), COLOURS[colour], np.uint8), folder / f"{n:03}.png")
-        found.append((f"{n:03}.png", colour))
-    return found
-
-
-def dialogues(folder: Path, count: int = 30) -> Path:
-    """A file in LLaVA's format beside a folder of pictures."""
-    path = folder / "talk.jsonl"
-    lines = []
-    for name, colour in pictures(folder / "pictures", count):
-        talk = [("human", "<image>\nWhat colour is it?"), ("gpt", colour), ("human", "Is it red?"),
-                ("gpt", "yes" if colour == "red" else "no")]  # fmt: skip
-        record = {"image": name, "conversations": [{"from": who, "value": text} for who, text in talk]}
-        lines.append(json.dumps(record))
-    path.write_text("\n".join(lines))
-    return path
-
-
-def build(name: str, **settings: Any) -> Any:
-    return zc.build("data set", zc.resolve_part("data set", {"name": f"vision_language/{name}", **settings}, "data"))
 
 
 def test_words_come_back_and_unknown_ones_are_spelled() -> None:

@@ -32,6 +32,11 @@ class Output(NamedTuple):
     routing: Routing
     heads: dict[str, Tensor]
 
+    @property
+    def logits_BLV(self) -> Tensor:
+        """The logits, as `zoo.nn.generation` asks for them."""
+        return self.logits
+
 
 class VisionLanguage(Model):
     """Image tokens take the places in a row whose ``modality`` is `IMAGE`; all other places hold text.

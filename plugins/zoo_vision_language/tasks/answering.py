@@ -210,7 +210,7 @@ def reply(
     beside = {"modality_BL": modality_1L, "pixels_BNHWC": torch.from_numpy(pixels)[None].to(device)}
     generator = torch.Generator(device).manual_seed(seed)
     text = ""
-    with torch.no_grad(), watch(model) as seen:
+    with torch.no_grad():
         drawn = generate(
             model, tokens_1L, max_tokens=max_tokens, temperature=temperature, generator=generator, prompt=beside
         )
@@ -218,6 +218,8 @@ def reply(
         for piece in spell(vocabulary, _until(said, layout.stop)):
             text += piece
             yield piece
+    with torch.no_grad(), watch(model) as seen:  # generation asks the last layer about the last place alone
+        model(tokens_1L, **beside)
     words = [MARK if m == 0 else vocabulary.decode([t]) for t, m in zip(row.tokens_L, row.modality_L, strict=True)]
     choices = seen.choices(words, row.modality_L, model.connector.places)
     return Answer(turns[-1].question, text.strip(), pixels, choices, notes or [])
