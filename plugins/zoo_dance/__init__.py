@@ -2,6 +2,7 @@
 
 from zoo.spec import API, DatasetSpec, Input, ModelSpec, PartSpec, Plugin, TaskSpec
 from zoo_dance.data.files import AMP, BANDAI_NAMCO_1, DEEPMIMIC
+from zoo_dance.importers import MEGADANCE
 
 _MEGADANCE, _CODEC = "zoo_dance.models.megadance:MEGADance", "zoo_dance.models.codec:MotionCodec"
 _PAPER = "MEGADance, arXiv:2505.17543"
@@ -13,7 +14,14 @@ plugin = Plugin(
     models=(
         ModelSpec("megadance_tiny", _MEGADANCE, "dancing", "MEGADance at a size that trains on a laptop", _PAPER),
         ModelSpec("megadance_styles", _MEGADANCE, "dancing", "the same for 15 styles and 16 contents", _PAPER),
-        ModelSpec("megadance", _MEGADANCE, "dancing", "16 genres, as released for FineDance", _PAPER),
+        ModelSpec(
+            "megadance",
+            _MEGADANCE,
+            "dancing",
+            "510M parameters, 16 genres, as released for FineDance",
+            _PAPER,
+            importers={"public": MEGADANCE},
+        ),
         ModelSpec("fsq_tiny", _CODEC, "coding", "the tokeniser alone: finite scalar quantisation", _PAPER),
         ModelSpec("vq_tiny", _CODEC, "coding", "its rival: a learned code book", "arXiv:1711.00937"),
     ),
@@ -94,6 +102,7 @@ plugin = Plugin(
                 Input("genre", "one genre, or several over time: NAME,OTHER@12.5 (seconds)", text=True),
                 Input("content", "what is danced, for models that know contents", text=True),
                 Input("start", "a motion file to begin with, for models without a start token", text=True),
+                Input("stats", "the folder of mean.pt and std.pt of MEGADance, for its converted weights", text=True),
                 Input("seed", "the same seed, the same dance", default=0),
                 Input("temperature", "0 always takes the likeliest; by default as the model was made"),
                 Input("top_p", "draw from the likeliest that hold this share"),

@@ -96,9 +96,12 @@ def places(keys: Mapping[str, str], model: nn.Module, foreign: Mapping[str, Any]
         ValueError: values of the model that no key fills.
     """
     wanted: dict[str, tuple[str, Tensor]] = {}
+    starts = {ours: re.split(r"[\[{]", ours, maxsplit=1)[0] for ours in keys.values()}
     for key, parameter in fmt.unique_state(model).items():
         covered = 0
         for theirs, ours in keys.items():
+            if not key.startswith(starts[ours]):
+                continue
             for foreign_key, mine, target in _targets(theirs, ours, key, parameter.detach(), foreign):
                 wanted[foreign_key] = (mine, target)
                 covered += target.numel()

@@ -111,25 +111,26 @@ MIRRORED = tuple(
 FPS = 30.0
 WIDTH = 6 * len(BODY.names) + 3
 STREAMS = (6 * len(UPPER), 6 * len(LOWER) + 3)
-_ORDER = [6 * joint + part for joint in UPPER for part in range(6)]
-_ORDER += [6 * joint + part for joint in LOWER for part in range(6)] + [WIDTH - 3, WIDTH - 2, WIDTH - 1]
+ORDER = [6 * joint + part for joint in UPPER for part in range(6)] + [WIDTH - 3, WIDTH - 2, WIDTH - 1]
+ORDER += [6 * joint + part for joint in LOWER for part in range(6)]
+"""Where each feature is among the joints in turn, in 6-D, and then the velocity."""
 
 
 def to_features(motion: Motion) -> Tensor:
-    """(T, 147) of a canonical motion, the upper stream (90), then the lower one (57): joints in 6-D, at the end the
-    root's velocity in metres a second; that of the first frame is that of the second."""
+    """(T, 147) of a canonical motion, the upper stream (90), then the lower one (57): joints in 6-D, and before those
+    of the lower body the root's velocity in metres a second; that of the first frame is that of the second."""
     velocity_T3 = torch.zeros_like(motion.root_T3)
     if len(motion) > 1:
         velocity_T3[1:] = (motion.root_T3[1:] - motion.root_T3[:-1]) * motion.fps
         velocity_T3[0] = velocity_T3[1]
     six_TC = rotations.to_6d(motion.rotation_TJ33).flatten(1)
-    return torch.cat([six_TC, velocity_T3], -1)[:, _ORDER].float()
+    return torch.cat([six_TC, velocity_T3], -1)[:, ORDER].float()
 
 
 def split_features(x: Tensor) -> tuple[Tensor, Tensor]:
     """Matrices (..., J, 3, 3) and the root's velocity (..., 3) of features (..., 147)."""
     plain = torch.empty_like(x)
-    plain[..., _ORDER] = x
+    plain[..., ORDER] = x
     return rotations.from_6d(plain[..., :-3].unflatten(-1, (-1, 6))), plain[..., -3:]
 
 
@@ -148,7 +149,7 @@ def mirror(x: Tensor) -> Tensor:
     rotation, velocity = split_features(x)
     flip = torch.tensor([-1.0, 1.0, 1.0]).to(x)
     turned = (rotation * flip[:, None] * flip)[..., MIRRORED, :, :]
-    return torch.cat([rotations.to_6d(turned).flatten(-2), velocity * flip], -1)[..., _ORDER]
+    return torch.cat([rotations.to_6d(turned).flatten(-2), velocity * flip], -1)[..., ORDER]
 
 
 def facing(motion: Motion) -> Motion:

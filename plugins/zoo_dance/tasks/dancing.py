@@ -19,6 +19,7 @@ from torch.utils.data import default_collate
 from torchmetrics import MeanMetric, MetricCollection
 
 from zoo import registry
+from zoo.hub.convert import read_pickle
 from zoo.spec import ZooError
 from zoo.train.sampling import spread
 from zoo.train.task import Batch, Loss, Task
@@ -27,7 +28,7 @@ from zoo_dance.motion.bvh import write_bvh
 from zoo_dance.motion.draw import write_gif
 from zoo_dance.motion.formats import read_motion
 from zoo_dance.motion.retarget import canonical
-from zoo_dance.motion.skeleton import BODY, FPS, Motion, facing, from_features, grounded, to_features
+from zoo_dance.motion.skeleton import BODY, FPS, ORDER, WIDTH, Motion, facing, from_features, grounded, to_features
 from zoo_dance.music.features import BEAT, beat_times, features, read_song
 from zoo_dance.tasks.coding import code_use, update_reconstruction
 from zoo_dance.tasks.evaluator import judged, train_judge
@@ -182,6 +183,8 @@ class Dancing(Task):
 
     def predict(self, model: Any, preprocessing: Mapping[str, Any], inputs: Mapping[str, Any]) -> Danced:
         """A dance as long as the music."""
+        if inputs["stats"] is not None:
+            preprocessing = {**preprocessing, **public_stats(Path(inputs["stats"]).expanduser())}
         song = read_song(inputs["music"])
         notes = list(song.notes)
         heard_TF = features(song.sound_N)
@@ -302,6 +305,25 @@ def genres_over_time(asked: Any, names: Sequence[str], notes: list[str]) -> list
     return spans
 
 
+def public_stats(folder: Path) -> dict[str, Any]:
+    """Means and spreads as MEGADance's authors give them, ``mean.pt`` and ``std.pt``, in our order and units: theirs
+    are joints in turn, and metres a frame.
+
+    Raises:
+        ZooError: a file that is missing, or more or other than these tensors.
+    """
+    found: dict[str, dict[str, Any]] = {"motion": {}, "music": {}}
+    for name in ("mean", "std"):
+        tensors = read_pickle(folder / f"{name}.pt") if (folder / f"{name}.pt").is_file() else {}
+        parts = [tensors.get(f"{key}_{name}") for key in ("smpl_poses", "smpl_root_vel", "music_librosa")]
+        if any(part is None or part.numel() != n for part, n in zip(parts, (WIDTH - 3, 3, 35), strict=True)):
+            raise ZooError(f"'{folder / f'{name}.pt'}' does not give the {name} of MEGADance; set stats=FOLDER")
+        poses, velocity, music = (part.flatten().float() for part in parts if part is not None)
+        found["motion"][name] = torch.cat([poses, velocity * FPS])[list(ORDER)].tolist()
+        found["music"][name] = music.tolist()
+    return found
+
+
 def _cached(model: Any) -> bool:
     """Whether the layers can keep what they saw: unlabelled routing looks at the whole sequence each time."""
     routers = [m.router for m in model.stack.layers if hasattr(m, "blocks")]
@@ -311,8 +333,8 @@ def _cached(model: Any) -> bool:
 def _scale(preprocessing: Mapping[str, Any], key: str) -> Scale:
     if key not in preprocessing:
         raise ZooError(
-            f"the weights came without the means and spreads of their {key}, so what they say cannot be read; convert "
-            f"them with their Mean and Std beside, or train"
+            f"the weights came without the means and spreads of their {key}; give the folder of mean.pt and std.pt: "
+            "stats=FOLDER"
         )
     return Scale(preprocessing, key)
 
