@@ -88,9 +88,11 @@ class Generation(Task):
         found, c = data.preprocessing, model.config
         channels, size = self.space.shape(found["channels"], found["size"])
         if (channels, size) != (c.channels, c.image_size):
+            remedy = f"set model.channels={channels} model.image_size={size}, or data.size"
             raise ZooError(
-                f"the data are {channels} channels of {size} x {size} and the model takes {c.channels} of "
-                f"{c.image_size} x {c.image_size}; set model.channels={channels} model.image_size={size}, or data.size"
+                f"the data are {channels} channel{'s' if channels > 1 else ''} of {size} x {size} and the model takes "
+                f"{c.channels} of {c.image_size} x {c.image_size}; "
+                f"{'choose data like those it was trained on' if trained else remedy}"
             )
         condition = c.condition or {"name": None}
         kind = {"diffusion/label": "classes", "diffusion/text": "text"}.get(condition["name"])
