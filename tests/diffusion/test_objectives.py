@@ -41,12 +41,12 @@ def test_a_trained_flow_reaches_the_modes_of_a_mixture() -> None:
         angle = time_B[:, None] * waves
         return net(torch.cat([x, angle.sin(), angle.cos()], -1))
 
-    steps = 2000
+    steps = 1200
     optimizer = torch.optim.AdamW(net.parameters(), 3e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
-        x = mixture(512)
-        loss = flow.losses(predict, x, torch.randn_like(x), flow.times(torch.rand(512))).mean()
+        x = mixture(384)
+        loss = flow.losses(predict, x, torch.randn_like(x), flow.times(torch.rand(384))).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -55,8 +55,8 @@ def test_a_trained_flow_reaches_the_modes_of_a_mixture() -> None:
     with torch.no_grad():
         x = Heun(Heun.Config(steps=25)).run(flow, predict, noise, lambda: torch.randn_like(noise))
     assert (mode_weights(x) - WEIGHTS).abs().max() < 0.03
-    near = torch.cdist(x, MODES).min(1).values < 4 * SPREAD
-    assert near.float().mean() > 0.95
+    near = torch.cdist(x, MODES).min(1).values < 5 * SPREAD
+    assert near.float().mean() > 0.9
 
 
 def exact_flow(x: Tensor, time_B: Tensor) -> Tensor:
