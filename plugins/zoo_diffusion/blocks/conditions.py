@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.config import at_least
@@ -45,13 +46,17 @@ class Label(nn.Module):
 class Text(nn.Module):
     """A caption: ``MLP(norm(sum of its pieces' vectors))``. Pieces are whole words and parts of words, hashed to
     1 ... ``buckets`` - 1 (fastText, arXiv:1607.04606), so that any text can be given; 0 is padding, and a caption
-    without a piece stands for no wish. The norm makes every caption equally loud from the first step on; without it
-    a model learns to paint before it learns to listen."""
+    without a piece stands for no wish.
+
+    Config:
+        norm: every caption is equally loud, from the first step on; else the mean of its pieces' vectors steers.
+    """
 
     @dataclass
     class Config:
         buckets: int = 2048
         length: int = 64
+        norm: bool = True
 
         def __post_init__(self) -> None:
             at_least(2, self, "buckets")
@@ -61,7 +66,6 @@ class Text(nn.Module):
         super().__init__()
         self.config = config
         self.table = nn.Embedding(config.buckets, width)
-        self.norm = nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, pieces_BW: Tensor) -> Tensor:
@@ -69,7 +73,11 @@ class Text(nn.Module):
         empty_B1 = (there_BW1.sum(1) == 0).float()
         # The padding's own row is the vector of a caption without pieces.
         total_BD = (self.table(pieces_BW) * there_BW1).sum(1) + empty_B1 * self.table.weight[0]
-        vector: Tensor = self.mlp(self.norm(total_BD))
+        if self.config.norm:
+            seen_BD = F.layer_norm(total_BD, total_BD.shape[-1:])
+        else:
+            seen_BD = total_BD / (there_BW1.sum(1) + empty_B1)
+        vector: Tensor = self.mlp(seen_BD)
         return vector
 
     def nothing(self, pieces_BW: Tensor) -> Tensor:
