@@ -46,6 +46,7 @@ class Clip:
     music_TF: Floats
     genre: str
     content: str = ""
+    held_out: bool = False
 
 
 class Source(NamedTuple):
@@ -67,7 +68,8 @@ class WindowConfig:
         mirror: half of the training windows are seen in a mirror.
         split: shares of train, val and test.
         by: split each clip in time (``time``; short clips are all training), or clip by clip (``clip``).
-        held_out: ``content:genre`` pairs whose clips are kept from training and validation, for testing alone.
+        held_out: ``content:genre`` pairs whose clips are kept from training and validation, for testing alone, beside
+            the clips or ends of clips that are tested anyway.
     """
 
     frames: int = 64
@@ -87,8 +89,8 @@ class WindowConfig:
 
 
 class Windows(Dataset[dict[str, Tensor]]):
-    """Windows of clips: ``motion`` (T, C) and ``music`` (T, F), normalised, ``valid`` (T,), ``genre``, ``content`` and
-    ``index``. With ``move`` each comes from anywhere within ``hop`` frames, and half of them in a mirror."""
+    """Windows of clips: ``motion`` (T, C) and ``music`` (T, F), normalised, ``valid`` (T,), ``genre``, ``content``,
+    ``held_out`` and ``index``. With ``move`` each starts anywhere within ``hop`` frames, and half are mirrored."""
 
     def __init__(self, data: MotionData, clips: Sequence[Clip], move: bool) -> None:
         self.data, self.clips, self.move = data, clips, move
@@ -120,6 +122,7 @@ class Windows(Dataset[dict[str, Tensor]]):
             "valid": torch.from_numpy(valid),
             "genre": torch.tensor(p["genres"].index(clip.genre)),
             "content": torch.tensor(p["contents"].index(clip.content) if p["contents"] else 0),
+            "held_out": torch.tensor(clip.held_out),
             "index": torch.tensor(place),
         }
 
@@ -190,13 +193,13 @@ def divide(clips: Sequence[Clip], config: WindowConfig) -> dict[str, list[Clip]]
         wanted = set(config.held_out)
         if unknown := wanted - {f"{clip.content}:{clip.genre}" for clip in clips}:
             raise ZooError(f"held_out: no clip is {sorted(unknown)[0]}; write content:genre")
-        out["test"] = [clip for clip in clips if f"{clip.content}:{clip.genre}" in wanted]
+        out["test"] = [replace(clip, held_out=True) for clip in clips if f"{clip.content}:{clip.genre}" in wanted]
         clips = [clip for clip in clips if f"{clip.content}:{clip.genre}" not in wanted]
     if config.by == "clip":
         rng = np.random.default_rng(0)
         order = rng.permutation(len(clips))
         val = max(1, round(config.split[1] * len(clips)))
-        test = 0 if config.held_out else max(1, round(config.split[2] * len(clips)))
+        test = max(1, round(config.split[2] * len(clips)))
         for place, number in enumerate(order):
             split = "val" if place < val else "test" if place < val + test else "train"
             out[split].append(clips[number])
@@ -208,10 +211,8 @@ def divide(clips: Sequence[Clip], config: WindowConfig) -> dict[str, list[Clip]]
             out["train"].append(clip)
             continue
         for split, (low, high) in zip(SPLITS, ((0, one), (one, two), (two, length)), strict=True):
-            if split != "test" or not config.held_out:
-                out[split].append(
-                    Clip(clip.name, clip.motion_TC[low:high], clip.music_TF[low:high], clip.genre, clip.content)
-                )
+            part = clip.motion_TC[low:high], clip.music_TF[low:high]
+            out[split].append(Clip(clip.name, *part, clip.genre, clip.content))
     return out
 
 

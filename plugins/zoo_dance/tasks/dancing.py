@@ -173,7 +173,7 @@ class Dancing(Task):
             seen = default_collate([windows[row] for row in range(len(windows))])
             known = [places(x[: int(v.sum())]) for x, v in zip(scale.undo(seen["motion"]), seen["valid"], strict=True)]
             judge = train_judge(known, seen["genre"], len(genres))
-        return use | judged(made, real, beats, batch["genre"], judge)
+        return use | judged(made, real, beats, batch["genre"], judge, batch["held_out"])
 
     def _first(self, model: Any, motion_BTC: Tensor | None) -> tuple[Tensor, ...] | None:
         """The first token's digits, for models that go on from a pose."""

@@ -194,12 +194,14 @@ def judged(
     beats: Sequence[Sequence[float]],
     genre_N: Tensor,
     judge: Judge | None,
+    held_out_N: Tensor | None = None,
 ) -> dict[str, float]:
     """All numbers of dances (T, J, 3) beside those of the real ones that belong to the same music and genre.
 
     ``fid_k`` and ``fid_g``: Frechet distances of `kinetic` and `geometric` features, z-normalised by the real ones;
     ``..._floor`` between halves of the real ones; ``div_...`` their spread. ``bas``: beat alignment; ``bas_shuffled``
-    with the beats of another song. ``genre_acc`` by the judge. ``slide`` of feet in cm/s, ``jitter`` in km/s^3.
+    with the beats of another song. ``genre_acc`` by the judge; ``genre_acc_held_out``
+    of the held-out pairs alone. ``slide`` of feet in cm/s, ``jitter`` in km/s^3.
     ``..._real`` are those of the real dances; ``windows`` and ``frames`` say on how much.
     """
     out: dict[str, float] = {"windows": len(made), "frames": sum(len(each) for each in made) / max(1, len(made))}
@@ -216,6 +218,10 @@ def judged(
         out[name] = sum(scores) / max(1, len(scores))
     if judge is not None:
         out |= {"genre_acc": accuracy(judge, made, genre_N), "genre_acc_real": accuracy(judge, real, genre_N)}
+        if held_out_N is not None and held_out_N.any():
+            rows = held_out_N.nonzero()[:, 0].tolist()
+            for name, dances in (("genre_acc_held_out", made), ("genre_acc_held_out_real", real)):
+                out[name] = accuracy(judge, [dances[row] for row in rows], genre_N[rows])
     for name, score in (("slide", slide), ("jitter", jitter)):
         out[name] = sum(score(each) for each in made) / len(made)
         out[f"{name}_real"] = sum(score(each) for each in real) / len(real)
