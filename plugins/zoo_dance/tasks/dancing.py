@@ -114,7 +114,7 @@ class Dancing(Task):
         if decoder_learns:
             music = model.music_of_tokens(batch["music"])
             logits, routing = model.foretell(digits, music, batch["genre"], batch["content"])
-            logs["token"] = token_loss(model, logits, digits, valid)
+            logs["token"], _ = token_loss(model, logits, digits, valid)
             total = total + logs["token"]
         return Loss(total, routing, {key: value.detach() for key, value in logs.items()})
 
@@ -130,7 +130,7 @@ class Dancing(Task):
         out = model(batch["motion"], batch["music"], batch["genre"], batch["content"])
         update_reconstruction(metrics, batch, out.motion_BTC, self.scale)
         if any(p.requires_grad for name, p in model.named_parameters() if not name.startswith("codec.")):
-            metrics["loss"].update(token_loss(model, out.logits, out.digits, batch["valid"]))
+            metrics["loss"].update(*token_loss(model, out.logits, out.digits, batch["valid"]))
         else:
             metrics["loss"].update((batch["motion"] - out.motion_BTC).abs().mean(-1)[batch["valid"]])
 
@@ -263,18 +263,20 @@ class Dancing(Task):
         return [*files, out / "dance.json"]
 
 
-def token_loss(model: Any, logits: Sequence[Tensor], digits: Sequence[Tensor], valid_BT: Tensor) -> Tensor:
-    """Cross entropy of the codes, nats a token: the sum over digits, the mean over tokens and streams. Tokens that hold
-    padding do not count, nor does a first one that was given."""
+def token_loss(
+    model: Any, logits: Sequence[Tensor], digits: Sequence[Tensor], valid_BT: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Cross entropy of the codes in nats a token, and how many tokens count: the sum over digits, the mean over tokens
+    and streams. Tokens that hold padding do not count, nor does a first one that was given."""
     valid_Bt = valid_BT.unflatten(1, (-1, model.codec.stride)).all(-1)
     if model.start_SD is None:
         valid_Bt = valid_Bt & (torch.arange(valid_Bt.shape[1], device=valid_Bt.device) > 0)
-    total = logits[0].new_zeros(())
+    total, count = logits[0].new_zeros(()), valid_Bt.sum()
     for each, target in zip(logits, digits, strict=True):
         for n, part in enumerate(each.float().split(list(model.levels), -1)):
-            loss_Bt = F.cross_entropy(part.flatten(0, 1), target[..., n].flatten(), reduction="none")
-            total = total + (loss_Bt * valid_Bt.flatten()).sum() / valid_Bt.sum().clamp(min=1)
-    return total / len(logits)
+            loss_N = F.cross_entropy(part.flatten(0, 1), target[..., n].flatten(), reduction="none")
+            total = total + (loss_N * valid_Bt.flatten()).sum() / count.clamp(min=1)
+    return total / len(logits), count
 
 
 def places(features_TC: Tensor) -> Tensor:
