@@ -337,6 +337,10 @@ def test_metrics_are_read_from_documents_and_logs(tmp_path):
     assert value(eval="metrics.loss") == 2.0 and value(eval="load.v") == 2.0 and value(eval="load.v", layers=[1]) == 3.0
     assert value(eval="shares", experts=[1, 2], times=4) == pytest.approx(4 * 0.25)
     assert value(trace="domain.nmi") == pytest.approx(0.2)
+    assert value(log="moe/layer0/v", above=3.0) == 2 and value(log="moe/layer*/v", above=55.0) == 3
+    assert value(log="moe/layer0/v", above=99.0) == 4, "one more than the last step where it never does"
+    with pytest.raises(ZooError, match="needs a log"):
+        value(eval="metrics.loss", above=1.0)
     assert value(log="moe/layer*/v", steps=[1, 2]) == 2.5 and value(log="moe/layer1/v", steps=[3, 3]) == 60
     for settings, said in (
         ({"eval": "metrics.lost"}, "at 'lost' there is loss"),

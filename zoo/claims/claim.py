@@ -38,7 +38,8 @@ class Metric:
     ``eval`` and ``trace`` are dotted paths in the documents of ``zoo eval --json`` and ``zoo trace --json``; of a list
     with a value for each MoE layer, ``layers`` takes some (from 0). Where that value is a list over experts, those from
     the first to the last of ``experts`` are added up. ``log`` is a wildcard on the columns of the training log;
-    ``steps`` are the first and last optimiser step, counted from 1. ``times`` multiplies.
+    ``steps`` are the first and last optimiser step, counted from 1. With ``above`` it is no mean but the first step at
+    which the log reaches that value, and one more than the last of the log where it never does. ``times`` multiplies.
     """
 
     eval: str | None = None
@@ -47,9 +48,12 @@ class Metric:
     layers: list[int] | None = None
     experts: list[int] | None = None
     steps: list[int] | None = None
+    above: float | None = None
     times: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.above is not None and self.log is None:
+            raise ZooError(f"above={self.above} of a metric needs a log, in which to look for the step")
         if sum(source is not None for source in (self.eval, self.trace, self.log)) != 1:
             raise ZooError("a metric of a claim comes from one of eval, trace and log; set exactly one of them")
         for name in ("experts", "steps"):

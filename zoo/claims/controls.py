@@ -64,7 +64,15 @@ def _dense(tree: zc.Tree, width: int) -> zc.Tree:
         node.update(
             num_experts=1,
             unit={"name": "token"},
-            router={"name": "composed", "activation": {"name": "softmax"}, "selector": {"name": "topk", "k": 1}},
+            # Every setting of it: the model's own YAML may have another router of this name below.
+            router={
+                "name": "topk",
+                "k": 1,
+                "score": "softmax",
+                "order": "score_then_topk",
+                "renorm": True,
+                "scale": 1.0,
+            },
             experts={"name": kind if kind in ("gelu", "relu") else "swiglu", "intermediate_size": width},
             shared=None,
             balance=dict.fromkeys(node["balance"]),

@@ -176,6 +176,12 @@ def _of_log(name: str, metric: Metric, folder: Path, any_step: bool) -> float:
     curves = read_logs(folder)
     first, last = metric.steps if metric.steps and not any_step else (1, sys.maxsize)
     columns = [curves[key] for key in curves if fnmatch.fnmatchcase(key, str(metric.log))]
+    if metric.above is not None and columns:
+        reached = [
+            step + 1 for steps, values in columns for step, v in zip(steps, values, strict=True) if v >= metric.above
+        ]
+        end = max(step + 1 for steps, _ in curves.values() for step in steps)
+        return float(min(reached, default=end + 1))
     found = [v for steps, values in columns for step, v in zip(steps, values, strict=True) if first <= step + 1 <= last]
     if not found:
         raise ZooError(f"metric '{name}': the log has no {metric.log} at these steps; it has {', '.join(curves)}")
