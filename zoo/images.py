@@ -221,17 +221,22 @@ def _to_eight_bits(image: Any, notes: list[str]) -> Any:
     """Grey values of more than 8 bits: 0..65535 of whole numbers, 0..1 of real ones, else from smallest to largest."""
     from PIL import Image
 
-    values = np.array(image).astype(np.float32)
-    if not np.isfinite(values).all():
+    values_HW = np.asarray(image)
+    least, most = float(values_HW.min()), float(values_HW.max())
+    if not np.isfinite([least, most]).all():
         raise ValueError("it has values that are no numbers")
     low, high = 0.0, 1.0 if image.mode == "F" else 65535.0
-    if values.min() < low or values.max() > high:
-        low, high = float(values.min()), float(values.max())
+    if least < low or most > high:
+        low, high = least, most
         notes.append("grey values scaled from smallest to largest")
     else:
         notes.append(f"{'real' if image.mode == 'F' else '16-bit'} grey values scaled to 8 bits")
-    scaled = (values - low) * (255.0 / max(high - low, 1e-12))
-    return Image.fromarray(np.round(scaled).astype(np.uint8))
+    grey_HW = np.empty(values_HW.shape, np.uint8)
+    for top in range(0, len(values_HW), 256):  # in pieces: a whole picture in fp32 would be large
+        rows = slice(top, top + 256)
+        scaled = (values_HW[rows].astype(np.float32) - low) * (255.0 / max(high - low, 1e-12))
+        grey_HW[rows] = np.round(scaled)
+    return Image.fromarray(grey_HW)
 
 
 def _name(colour: tuple[int, int, int]) -> str:
