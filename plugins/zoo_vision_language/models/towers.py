@@ -1,8 +1,8 @@
 """Image towers: pixels to a grid of vectors. ``tower(pixels_NCHW) -> (N, T, C)``, colours from 0 to 1.
 
 A tower knows its ``grid``, rows and columns of tokens (T of them), and its ``width`` C. It brings colours to the scale
-that it was trained with itself. `freeze` or a stage's ``trainable`` say whether it is trained; the statistics of batch
-norms always stay as they came, so that an image says the same whatever stands beside it.
+that it was trained with itself. `freeze` or a stage's ``trainable`` say whether it is trained; batch norms always stay
+as they came, so that an image says the same whatever stands beside it.
 
 Shapes: N images, H height, W width, T tokens, C tower width.
 """
@@ -46,13 +46,6 @@ class Tower(nn.Module):
     def features(self, x_NCHW: Tensor) -> Tensor:
         """(N, T, C) of colours on the tower's own scale."""
         raise TypeError(f"{type(self).__name__} must override features")
-
-    def train(self, mode: bool = True) -> Tower:
-        super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
-        return self
 
 
 class Conv(Tower):
@@ -170,6 +163,7 @@ def timm_model(name: str, size: Size) -> Any:
     """A model of timm for images of that size, without weights and head. Raises `ZooError` for an unknown name, or one
     whose features are neither a map nor tokens."""
     import timm
+    from timm.layers import freeze_batch_norm_2d
 
     from zoo.registry import suggest
 
@@ -185,7 +179,7 @@ def timm_model(name: str, size: Size) -> Any:
     flat = hasattr(model, "blocks") and hasattr(model, "patch_embed")
     if not flat and not getattr(model, "feature_info", None):
         raise ZooError(f"timm's '{name}' gives neither a feature map nor tokens; choose a convolutional net or a ViT")
-    return model
+    return freeze_batch_norm_2d(model)
 
 
 class Transformers(Tower):
