@@ -279,6 +279,15 @@ def test_one_value_a_code_as_in_the_paper() -> None:
     assert torch.equal(model.own_digits(again), out.digits[0])
 
 
+def test_every_genre_has_a_block() -> None:
+    model = tiny(genres=11)
+    assert [len(layer.blocks) for layer in model.stack.layers[1::2]] == [11, 11]
+    pattern = [{**item} for item in model.config.stack.pattern]
+    pattern[1] = {"wiring": {**pattern[1]["wiring"], "count": 3}}
+    with pytest.raises(ZooError, match="11 genres do not have 3 blocks"):
+        tiny(genres=11, **{"stack.pattern": pattern})
+
+
 def test_what_cannot_be_danced_is_refused() -> None:
     with pytest.raises(ZooError, match="give the first token"):
         dance(seed_model(), songs(1, 4, tiny()), torch.zeros(1, 4, dtype=torch.long))

@@ -36,7 +36,6 @@ SMALL: dict[str, Any] = {
             {
                 "wiring": {
                     "name": "mixture_of_blocks",
-                    "count": GENRES,
                     "router": {
                         "name": "composed",
                         "scorer": {"name": "none"},

@@ -306,11 +306,16 @@ class MixtureOfBlocks(nn.Module):
         self.router = zc.build("router", config.router, self.unit.width, config.count)
         self.blocks = nn.ModuleList(zc.build("wiring", config.inside, site) for _ in range(config.count))
 
+    @property
+    def by_tag(self) -> bool:
+        """Whether a tag alone chooses the layers, whatever the sequence holds."""
+        return bool(getattr(self.router.selector, "by_tag", False))
+
     def reset_parameters(self, std: float) -> None:
         self.router.reset_parameters(std)
 
     def forward(self, x: Tensor, span: Span, ctx: RouteContext, carry: Carry) -> tuple[Tensor, Carry]:
-        if not getattr(self.router.selector, "by_tag", False):
+        if not self.by_tag:
             no_cache("mixture_of_blocks", span)
         if not x.shape[1]:
             return x, carry

@@ -9,8 +9,8 @@ model width, N digits of a code, V all values of all digits.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from zoo import config as zc
 from zoo.hub import Model
 from zoo.moe import Routing
 from zoo.nn import Cache, Transformer, TransformerConfig
+from zoo.nn.wiring import MixtureOfBlocks
 from zoo.spec import ZooError
 from zoo_dance.models.codec import Codec, CodecConfig
 from zoo_dance.models.mamba import Mamba
@@ -44,7 +45,8 @@ class MEGADance(Model):
     Config:
         factored: each digit of a code has values and logits of its own, as in the released weights, or a code is one
             value of many, as in the paper.
-        genres, contents: how many there are; contents are further labels, which are added (0: none).
+        genres, contents: how many there are; contents are further labels, which are added (0: none). A mixture of
+            blocks in ``stack.pattern`` that has no ``count`` of its own gets a block for every genre.
         genre_embedding: add a vector of the genre too, for decoders without genre experts.
         start_token: sequences begin with a learned vector and hear the music of the token that they foretell; without,
             they begin with a given pose, and hear that of the token before.
@@ -91,7 +93,12 @@ class MEGADance(Model):
         )
         self.genre = nn.Embedding(c.genres, width) if c.genre_embedding else None
         self.content = nn.Embedding(c.contents, width) if c.contents else None
-        self.stack = Transformer(c.stack)
+        self.stack = Transformer(replace(c.stack, pattern=[_counted(item, c.genres) for item in c.stack.pattern]))
+        for layer in self.stack.layers:
+            if isinstance(layer, MixtureOfBlocks) and layer.by_tag and len(layer.blocks) < c.genres:
+                raise ZooError(
+                    f"{c.genres} genres do not have {len(layer.blocks)} blocks; leave count out of stack.pattern"
+                )
         self.head = nn.Sequential(nn.Linear(width, c.head_hidden), nn.Linear(c.head_hidden, sum(self.levels)))
         for module in self.modules():
             if isinstance(module, Mamba):
@@ -191,3 +198,11 @@ class MEGADance(Model):
             "music_BTF": torch.randn(batch_size, frames, c.music_width),
             "genre_B": torch.arange(batch_size) % c.genres,
         }
+
+
+def _counted(item: Any, genres: int) -> Any:
+    """An item of a pattern, with a block for every genre where it says nothing else."""
+    wiring = item.get("wiring") if isinstance(item, dict) else None
+    if not isinstance(wiring, dict) or wiring.get("name") != "mixture_of_blocks" or "count" in wiring:
+        return item
+    return {**item, "wiring": {**wiring, "count": genres}}

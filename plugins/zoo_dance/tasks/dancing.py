@@ -20,6 +20,7 @@ from torchmetrics import MeanMetric, MetricCollection
 
 from zoo import registry
 from zoo.hub.convert import read_pickle
+from zoo.nn.wiring import MixtureOfBlocks
 from zoo.spec import ZooError
 from zoo.train.sampling import spread
 from zoo.train.task import Batch, Loss, Task
@@ -328,8 +329,7 @@ def public_stats(folder: Path) -> dict[str, Any]:
 
 def _cached(model: Any) -> bool:
     """Whether the layers can keep what they saw: unlabelled routing looks at the whole sequence each time."""
-    routers = [m.router for m in model.stack.layers if hasattr(m, "blocks")]
-    return all(getattr(router.selector, "by_tag", False) for router in routers)
+    return all(layer.by_tag for layer in model.stack.layers if isinstance(layer, MixtureOfBlocks))
 
 
 def _scale(preprocessing: Mapping[str, Any], key: str) -> Scale:
