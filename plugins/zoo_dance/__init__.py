@@ -98,7 +98,12 @@ plugin = Plugin(
             "zoo_dance.tasks.dancing:Dancing",
             "a dance to music",
             inputs=(
-                Input("music", "a sound file: wav, flac, ogg, mp3", required=True, text=True),
+                Input(
+                    "music",
+                    "a sound file (wav, flac, ogg, mp3), or what a small band plays: house@124",
+                    required=True,
+                    text=True,
+                ),
                 Input("genre", "one genre, or several over time: NAME,OTHER@12.5 (seconds)", text=True),
                 Input("content", "what is danced, for models that know contents", text=True),
                 Input("start", "a motion file to begin with, for models without a start token", text=True),

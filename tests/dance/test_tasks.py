@@ -205,6 +205,16 @@ def test_a_dance_to_a_song_with_two_genres(saved: Path, tmp_path: Path) -> None:
     assert len(predictor.predict(music=str(song), seconds=1.5).motion) == 45
 
 
+def test_the_band_plays_where_there_is_no_song(saved: Path, tmp_path: Path) -> None:
+    predictor = hub.load(saved)
+    result = predictor.predict(music="house@110", genre="slow", seconds=2, gif=0)
+    assert len(result.motion) == 60 and len(result.beats) >= 3
+    assert {file.name for file in predictor.write(result, tmp_path / "out")} == {"dance.bvh", "dance.json", "music.wav"}
+    for music, told in (("house@9000", "40 to 240"), ("hause", "does not exist")):
+        with pytest.raises(ZooError, match=told):
+            predictor.predict(music=music, genre="slow")
+
+
 @pytest.mark.parametrize(
     ("inputs", "told"),
     [

@@ -5,6 +5,7 @@ Shapes: N samples.
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -135,6 +136,21 @@ def _tone(frequency: float, seconds: float, partials: int) -> Samples:
 
 def _chord(notes: tuple[int, ...], root: float, seconds: float, partials: int) -> Samples:
     return np.asarray(sum(_tone(root * 2 ** (note / 12), seconds, partials) for note in notes))
+
+
+def played(asked: str, seconds: float) -> Tensor | None:
+    """What the band plays for ``house`` or ``house@124`` (beats a minute); None for anything else.
+
+    Raises:
+        ZooError: a tempo that nobody dances to.
+    """
+    found = re.fullmatch(r"(\w+)(?:@(\d+(?:\.\d+)?))?", asked)
+    if found is None or found[1] not in STYLES:
+        return None
+    tempo = float(found[2] or 120)
+    if not 40 <= tempo <= 240:
+        raise ZooError(f"music={asked}: the band plays 40 to 240 beats a minute")
+    return synthesise(found[1], seconds, steady(seconds + 2, tempo))
 
 
 def write_song(sound_N: Tensor, path: Path) -> Path:

@@ -30,24 +30,28 @@ from zoo_dance.motion.draw import write_gif
 from zoo_dance.motion.formats import read_motion
 from zoo_dance.motion.retarget import canonical
 from zoo_dance.motion.skeleton import BODY, FPS, ORDER, WIDTH, Motion, facing, from_features, grounded, to_features
-from zoo_dance.music.features import BEAT, beat_times, features, read_song
+from zoo_dance.music.features import BEAT, Song, beat_times, features, read_song
+from zoo_dance.music.synth import played, write_song
 from zoo_dance.tasks.coding import code_use, update_reconstruction
 from zoo_dance.tasks.evaluator import judged, train_judge
 from zoo_dance.tasks.reconstruction import ReconstructionConfig, Scale, reconstruction_loss
 
 LEAST = 8
 """Windows that an evaluation of dances needs."""
+BAND_SECONDS = 16.0
+"""How long the band plays, unless a user says otherwise."""
 
 
 class Danced(NamedTuple):
-    """What `Dancing.predict` returns: a motion, the beats of its music in seconds, from when on which genre, and how
-    much of it a picture shows."""
+    """What `Dancing.predict` returns: a motion, the beats of its music in seconds, from when on which genre, how
+    much of it a picture shows, and the music where it was made for the dance."""
 
     motion: Motion
     beats: list[float]
     genres: list[tuple[float, str]]
     seconds_shown: float
     notes: list[str]
+    made_N: Tensor | None = None
 
 
 class Dancing(Task):
@@ -186,11 +190,14 @@ class Dancing(Task):
         """A dance as long as the music."""
         if inputs["stats"] is not None:
             preprocessing = {**preprocessing, **public_stats(Path(inputs["stats"]).expanduser())}
-        song = read_song(inputs["music"])
-        notes = list(song.notes)
-        heard_TF = features(song.sound_N)
         stride, device = model.config.codec.stride, model.device
         limit = _number("seconds", inputs["seconds"], 0, 24 * 3600)
+        made = None
+        if not Path(inputs["music"]).expanduser().exists():
+            made = played(inputs["music"], BAND_SECONDS if limit is None else max(limit, 1.0))
+        song = read_song(inputs["music"]) if made is None else Song(made)
+        notes = list(song.notes)
+        heard_TF = features(song.sound_N)
         if limit is not None:
             heard_TF = heard_TF[: max(stride, round(limit * FPS))]
         frames = len(heard_TF)
@@ -222,7 +229,7 @@ class Dancing(Task):
         motion = grounded(from_features(x_TC))
         beats = [beat for beat in beat_times(heard_TF) if beat * FPS < frames]
         notes.append(f"{frames / FPS:.3g} s of music, {len(beats)} beats, {tokens} tokens")
-        return Danced(motion, beats, spans, float(_number("gif", inputs["gif"], 0, 3600) or 0), notes)
+        return Danced(motion, beats, spans, float(_number("gif", inputs["gif"], 0, 3600) or 0), notes, made)
 
     def _content(self, model: Any, preprocessing: Mapping[str, Any], asked: Any) -> Tensor | None:
         known = preprocessing.get("contents") or []
@@ -248,12 +255,15 @@ class Dancing(Task):
         return self._first(model, x[:, :whole])
 
     def write(self, result: Danced, out: Path) -> list[Path]:
-        """``dance.bvh``, ``dance.gif`` of its start, and ``dance.json`` with beats and genres."""
+        """``dance.bvh``, ``dance.gif`` of its start, ``dance.json`` with beats and genres, and ``music.wav`` where the
+        band has played."""
         out.mkdir(parents=True, exist_ok=True)
         files = [write_bvh(result.motion, out / "dance.bvh")]
         if result.seconds_shown > 0:
             shown = result.seconds_shown
             files.append(write_gif(result.motion, out / "dance.gif", result.beats, result.genres, seconds=shown))
+        if result.made_N is not None:
+            files.append(write_song(result.made_N, out / "music.wav"))
         document = {
             "seconds": len(result.motion) / result.motion.fps,
             "fps": result.motion.fps,
