@@ -182,6 +182,11 @@ def test_a_merge_keeps_every_specialist_in_its_experts():
             torch.testing.assert_close(other(x, RouteContext())[0], one(x, RouteContext())[0])
     average = (states["speech"]["text.weight"] + states["music"]["text.weight"]) / 2
     torch.testing.assert_close(merged.text.weight, average)
+    again = tiny()
+    with torch.no_grad():
+        MergeSpecialists(MergeSpecialists.Config())(again, states)
+    down = "stack.layers.0.feed_forward.experts.banks.0.down_proj"
+    torch.testing.assert_close(again.state_dict()[down], 2 * merged.state_dict()[down])  # two slices, each at half
     gate = "stack.layers.0.feed_forward.router.scorer.weight"
     assert torch.equal(merged.state_dict()[gate], states["initial"][gate])
     with pytest.raises(ZooError, match="3 specialists in 2 parts are 6 experts"):
