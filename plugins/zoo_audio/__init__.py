@@ -19,6 +19,14 @@ plugin = Plugin(
             "speaking",
             "UniMoE-Audio at a size that trains on one core",
             _PAPER,
+            pretrained={
+                "digits_chorales": Weights(
+                    "bundled:weights/unimoe_audio_tiny.digits_chorales",
+                    "audio/digits_chorales",
+                    f"{_FSDD}, JSB Chorales",
+                    "CC BY-SA 4.0 (as its speech data)",
+                )
+            },
         ),
         ModelSpec(
             "unimoe_audio",

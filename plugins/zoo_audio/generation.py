@@ -37,6 +37,7 @@ def generate(
     given_TC: Tensor | None = None,
     temperature: float = 1.0,
     top_p: float = 1.0,
+    fine: float = 1.0,
     generator: torch.Generator | None = None,
     use_cache: bool = True,
     codes_in_use: int | None = None,
@@ -48,6 +49,7 @@ def generate(
 
     Args:
         max_frames: after so many frames, given ones included, it ends in any case.
+        fine: temperature of all channels but the first, relative to it.
         codes_in_use: draw only from the first codes of each channel.
 
     Raises:
@@ -91,7 +93,7 @@ def generate(
             allowed_BV = nobody_BV.clone()
             allowed_BV[:, codes + EOS] = channel == 0 and frame > 0
             logits_BV = out.logits_BSCV[:, -1, channel].float().masked_fill(~allowed_BV, -torch.inf)
-            chosen_B = choose(logits_BV, temperature, top_p, generator)[:, 0]
+            chosen_B = choose(logits_BV, temperature * (fine if channel else 1.0), top_p, generator)[:, 0]
             if channel == 0:
                 frames_B = torch.where((chosen_B == codes + EOS) & (frame < frames_B), frame, frames_B)
             chosen_B = torch.where(frames_B == frame, codes + EOS, chosen_B)

@@ -5,7 +5,7 @@ Shapes: B sequences, S steps, T frames, L positions, K slots.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,9 +22,10 @@ BATCH = 60
 
 
 def judged(
-    model: Any, data: Any, judge: str, takes: int, temperature: float, top_p: float, most: int | None
+    model: Any, data: Any, judge: str, takes: int, draws: Mapping[str, float], most: int | None
 ) -> dict[str, float]:
-    """``takes`` of every text by every speaker of the training data, each heard by the judge.
+    """``takes`` of every text by every speaker of the training data, each heard by the judge; ``draws`` is how they are
+    drawn (see `generate`).
 
     Returns the shares whose text and whose speaker it recognises, and of those that ended by themselves.
     """
@@ -48,9 +49,8 @@ def judged(
             text_BP,
             valid_BP,
             max_frames=round(2.5 * codec.frame_rate),
-            temperature=temperature,
-            top_p=top_p,
             generator=generator,
+            **draws,
         )
         for (_, speaker, text), codes_TC, over in zip(part, drawn.codes, drawn.ended, strict=True):
             word, who, *_ = recognise(jury.model, jury.preprocessing, codec.decode(codes_TC).cpu())

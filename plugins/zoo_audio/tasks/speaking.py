@@ -94,7 +94,8 @@ class Speaking(Task):
 
     Config:
         speech, music: factors on what each kind of sound counts in the loss.
-        temperature, top_p: of the draws, unless a user asks for others.
+        temperature, top_p, fine: of the draws of speech, unless a user asks for others (see `generate`); those of music
+            are 1, 0.95 and 1.
         judge: a recogniser that hears what is generated; `zoo eval` then says how much of it is what it should be.
         takes: so many takes of every text by every speaker are generated for it.
     """
@@ -105,13 +106,14 @@ class Speaking(Task):
     class Config:
         speech: float = 1.0
         music: float = 1.0
-        temperature: float = 0.8
-        top_p: float = 0.95
+        temperature: float = 1.0
+        top_p: float = 0.9
+        fine: float = 1.0
         judge: str | None = None
         takes: int = 2
 
         def __post_init__(self) -> None:
-            at_least(0, self, "speech", "music", "temperature")
+            at_least(0, self, "speech", "music", "temperature", "fine")
             at_least(1, self, "takes")
 
     def match(self, model: Any, data: Any, trained: Mapping[str, Any]) -> None:
@@ -179,7 +181,8 @@ class Speaking(Task):
         if self.config.judge is None or not pieces or "speech" not in data.preprocessing:
             return {}
         c = self.config
-        found = judging.judged(model, data, c.judge, c.takes, c.temperature, c.top_p, most)
+        draws = {"temperature": c.temperature, "top_p": c.top_p, "fine": c.fine}
+        found = judging.judged(model, data, c.judge, c.takes, draws, most)
         return found | judging.experts_by_level(model, data, pieces[: most or 120])
 
     def predict(self, model: Any, preprocessing: Mapping[str, Any], inputs: Mapping[str, Any]) -> Made:
@@ -188,14 +191,16 @@ class Speaking(Task):
             raise ZooError(
                 "the model was saved without symbols and codec, so it makes no sound; train it with `zoo train`"
             )
-        own = {"temperature": self.config.temperature, "top_p": self.config.top_p}
-        inputs = {**inputs, **{key: value for key, value in own.items() if inputs[key] is None}}
-        for key in ("seconds", "temperature", "top_p", "bpm"):
-            if isinstance(inputs[key], bool) or not isinstance(inputs[key], int | float) or inputs[key] < 0:
-                raise ZooError(f"{key}={inputs[key]!r} must be a number of at least 0")
         text, before = inputs["text"], inputs["continue"]
         music_wanted = text is None or (before is not None and Path(str(before)).suffix.lower() in MIDI)
         kind = "music" if music_wanted else "speech"
+        c = self.config
+        own = {"temperature": 1.0, "top_p": 0.95} if music_wanted else {"temperature": c.temperature, "top_p": c.top_p}
+        inputs = {**inputs, **{key: value for key, value in own.items() if inputs[key] is None}}
+        for key in ("seconds", "temperature", "top_p", "bpm"):
+            value = inputs[key]
+            if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+                raise ZooError(f"{key}={value!r} must be a number of at least 0")
         if kind not in preprocessing:
             have = ", ".join(d for d in DOMAINS if d in preprocessing)
             hint = 'text="..."' if kind == "music" else "continue=FILE.mid, or nothing"
@@ -296,6 +301,7 @@ class Speaking(Task):
             given_TC=given,
             temperature=inputs["temperature"],
             top_p=inputs["top_p"],
+            fine=self.config.fine if what[0] == "speech" else 1.0,
             generator=generator,
             codes_in_use=music.KEYS + 1 if what[0] == "music" else None,
         )
