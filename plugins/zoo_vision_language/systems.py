@@ -18,7 +18,13 @@ SYSTEMS = (
     ("mono_internvl_2b", "Mono-InternVL-2B of InternLM2-1.8B: tiles of 448 pixels, no tower", "arXiv:2410.08202"),
     ("mote_tiny", "MoTE at a size that trains here: ternary experts beside a frozen dense layer", "arXiv:2506.14435"),
 )  # fmt: skip
-PRETRAINED: dict[str, dict[str, Weights]] = {}
+PRETRAINED: dict[str, dict[str, Weights]] = {
+    "moe_llava_tiny": {
+        "easy_vqa": Weights(
+            "bundled:weights/moe_llava_tiny.easy_vqa", "vision_language/moe_llava_easy_vqa", "easy-VQA", "data: MIT"
+        )
+    },
+}
 IMPORTERS: dict[str, dict[str, Importer]] = {
     "moe_llava_stablelm": {"moe_llava": importers.MOE_LLAVA},
     "moiie_llama3_8b": {"moiie": importers.MOIIE},
