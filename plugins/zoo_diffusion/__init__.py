@@ -37,7 +37,18 @@ plugin = Plugin(
                 )
             },
         ),
-        ModelSpec("dit_moe_text", _DIT, "generation", "DiT-MoE for captions, small enough for a laptop", _MOE_PAPER),
+        ModelSpec(
+            "dit_moe_text",
+            _DIT,
+            "generation",
+            "DiT-MoE for captions, small enough for a laptop",
+            _MOE_PAPER,
+            pretrained={
+                "emoji": Weights(
+                    "bundled:weights/dit_moe_text.emoji", "diffusion/dit_moe_emoji", "Noto Emoji", "data: Apache-2.0"
+                )
+            },
+        ),
         *(
             ModelSpec(
                 f"dit_moe_{size}",

@@ -286,3 +286,18 @@ def test_latents_of_an_autoencoder(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         assert drawn.pixels_NHWC.shape == (2, 64, 64, 3)
         with pytest.raises(ZooError, match="latents of 4 channels, no pixels; set autoencoder=FOLDER"):
             task_of().predict(model, {}, {**given, "autoencoder": None})
+
+
+def test_a_model_without_a_condition() -> None:
+    data, model = digits(), random_model(condition=None)
+    task = task_of(sampler={"name": "diffusion/euler", "steps": 2})
+    task.match(model, data, {})
+    batch = {key: torch.stack([data.split("val")[n][key] for n in range(4)]) for key in ("image", "label", "index")}
+    task.loss(model.train(), batch).loss.backward()
+    given = {"prompt": None, "n": 3, "seed": 0, "steps": None, "guidance": None, "sampler": None, "objective": None}
+    with torch.no_grad():
+        drawn = task.predict(model.eval(), data.preprocessing, {**given, "autoencoder": None})
+        assert drawn.pixels_NHWC.shape == (3, 8, 8, 3) and drawn.prompts == ["", "", ""]
+        assert task.assess(model, data, "test", None) == {}
+        with pytest.raises(ZooError, match="knows no prompt"):
+            task.predict(model, data.preprocessing, {**given, "autoencoder": None, "prompt": "3"})
