@@ -9,7 +9,7 @@ TARGET = "zoo_vision_language.models.vision_language:VisionLanguage"
 
 SYSTEMS = (
     ("llava_tiny", "LLaVA at a size that trains here: one dense model, what MoE-LLaVA starts from", "arXiv:2310.03744"),
-    ("moe_llava_tiny", "MoE-LLaVA at a size that trains here: two of four experts in every other", "arXiv:2401.15947"),
+    ("moe_llava_tiny", "MoE-LLaVA at a size that trains here: two of four experts a token", "arXiv:2401.15947"),
     ("moiie_tiny", "MoIIE at a size that trains here: experts of images, of words, and of both", "arXiv:2508.09779"),
     ("mono_internvl_tiny", "Mono-InternVL at a size that trains here: no tower, visual experts", "arXiv:2410.08202"),
     ("moe_llava_stablelm", "MoE-LLaVA-StableLM-1.6B-4e: CLIP ViT-L/14, 12 of 24 layers", "arXiv:2401.15947"),
