@@ -77,7 +77,7 @@ def test_names_tags_and_filters(install: Install) -> None:
         ("birds/finch_3", "unknown model 'birds/finch_3'; did you mean birds/finch_"),
         ("wren", "unknown model 'wren'; did you mean birds/wren?"),
         ("birds/finch_2.c", "model 'birds/finch_2' has no pretrained tag 'c'; known: a, b"),
-        ("qqqq/zzzz", "unknown model 'qqqq/zzzz'; known: birds/finch_2, birds/finch_10"),
+        ("qqqq/zzzz", "unknown model 'qqqq/zzzz'; known: "),
     ],
 )
 def test_unknown_names_get_close_matches(install: Install, name: str, told: str) -> None:

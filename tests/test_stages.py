@@ -19,6 +19,7 @@ from zoo.train.logs import read_logs
 from zoo.train.module import Module
 from zoo.train.recipe import Recipe, Stage, read_recipe
 from zoo.train.run import resume_tree, train
+from zoo.train.stages import keep_statistics
 
 SMALL = (
     "model.stack.num_layers=2",
@@ -216,6 +217,15 @@ def test_an_action_changes_the_weights_first(tmp_path, monkeypatch):
     t = tree("stages.one={steps: 1}", "stages.two={steps: 1, lr: 0.0, init: {name: negate}}")
     one, two = states(train(t, tmp_path / "run", quiet=True), "one", "two")
     assert all(torch.equal(-one[key], two[key]) for key in one if one[key].is_floating_point())
+
+
+def test_frozen_batch_norms_keep_their_statistics():
+    frozen, free = torch.nn.BatchNorm1d(3), torch.nn.BatchNorm1d(3)
+    frozen.requires_grad_(False)
+    model = torch.nn.Sequential(frozen, free).train()
+    keep_statistics(model)
+    model(torch.randn(8, 3) + 5)
+    assert frozen.running_mean.eq(0).all() and not free.running_mean.eq(0).any()
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,6 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from zoo import config as zc
 from zoo import hub
@@ -38,7 +37,7 @@ from zoo.train.data import DataModule
 from zoo.train.git import git_commit
 from zoo.train.module import Module
 from zoo.train.recipe import Recipe, Stage
-from zoo.train.stages import StageWeights, rank
+from zoo.train.stages import StageWeights, keep_statistics, rank
 from zoo.train.task import Data, Task
 
 __all__ = ["rank", "resume_tree", "run_folder", "train"]
@@ -53,6 +52,8 @@ logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 # Our sampler goes on where a checkpoint stopped, and checkpoints of a run belong into one folder.
 for _told in ("You're resuming from a checkpoint that ended before", "Checkpoint directory .* exists and is not empty"):
     warnings.filterwarnings("ignore", message=_told)
+# It is what `keep_statistics` does.
+warnings.filterwarnings("ignore", message="Found .* module.* in eval mode at the start of training")
 # torch 2.14 deprecates what lightning 2.6.6 asks of every batch.
 warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)", category=FutureWarning)
 
@@ -201,9 +202,7 @@ def _fit(trainer: L.Trainer, module: Module, loaders: DataModule, newest: Path |
     model = module.model
     os.environ[RUN] = str(folder)  # the processes that a strategy starts are to find it
     module.train()
-    for part in model.modules():  # a frozen batch norm keeps its statistics too
-        if isinstance(part, _BatchNorm) and not any(p.requires_grad for p in part.parameters()):
-            part.eval()
+    keep_statistics(model)
     try:
         trainer.fit(module, datamodule=loaders, ckpt_path=newest, weights_only=True)
     except SystemExit:

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from zoo import config as zc
 from zoo import hub
@@ -99,6 +100,13 @@ class StageWeights:
             last = self.names[-1]
             hub.folder.fill(self.model, States(self.folder, self.names)[last], f"stage {last}")
         give(self.model, None)
+
+
+def keep_statistics(model: nn.Module) -> None:
+    """Frozen batch norms keep the mean and variance that they have, in training too."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and not any(p.requires_grad for p in module.parameters()):
+            module.eval()
 
 
 def given(mode: RouterMode) -> int | str | list[int] | None:
