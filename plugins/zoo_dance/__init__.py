@@ -1,6 +1,6 @@
 """Dance: motion from music, with whole blocks as experts for genres. Importing the manifest needs no torch."""
 
-from zoo.spec import API, DatasetSpec, Input, ModelSpec, PartSpec, Plugin, TaskSpec
+from zoo.spec import API, DatasetSpec, Input, ModelSpec, PartSpec, Plugin, TaskSpec, Weights
 from zoo_dance.data.files import AMP, BANDAI_NAMCO_1, DEEPMIMIC
 from zoo_dance.importers import MEGADANCE
 
@@ -12,7 +12,21 @@ plugin = Plugin(
     api=API,
     doc="dance: motion from music, with whole blocks as experts for genres",
     models=(
-        ModelSpec("megadance_tiny", _MEGADANCE, "dancing", "MEGADance at a size that trains on a laptop", _PAPER),
+        ModelSpec(
+            "megadance_tiny",
+            _MEGADANCE,
+            "dancing",
+            "MEGADance at a size that trains on a laptop",
+            _PAPER,
+            pretrained={
+                "mimic": Weights(
+                    "bundled:weights/megadance_tiny.mimic",
+                    "dance/megadance_mimic",
+                    "DeepMimic and AMP",
+                    "data: MIT and BSD-3-Clause; from CMU's motion capture (mocap.cs.cmu.edu)",
+                )
+            },
+        ),
         ModelSpec("megadance_styles", _MEGADANCE, "dancing", "the same for 15 styles and 16 contents", _PAPER),
         ModelSpec(
             "megadance",
