@@ -34,7 +34,7 @@ def test_a_tag_gives_the_numbers_on_its_card(name):
         pytest.skip(f"its data are not here: {error}")
     sampled = {metric: card.pop(metric) for metric in predictor.task.sampled if metric in card}
     assert {metric: report.metrics[metric] for metric in card} == pytest.approx(card, abs=5e-4)
-    assert {metric: report.metrics[metric] for metric in sampled} == pytest.approx(sampled, rel=0.03)
+    assert {metric: report.metrics[metric] for metric in sampled} == pytest.approx(sampled, rel=0.05)
 
 
 def test_bundled_weights_stay_small():
