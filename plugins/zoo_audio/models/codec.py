@@ -174,6 +174,13 @@ class Codec(Model):
             pieces.append(wave[(low - first) * self.samples : (high - first) * self.samples])
         return torch.cat(pieces) if pieces else torch.zeros(0)
 
+    @torch.no_grad()
+    def level(self, codes_TC: Tensor) -> Tensor:
+        """(T,): mean square magnitude of each frame of codes as the decoder says it, in dB below the loudest."""
+        power_T = self._spectra(self.quantiser.look_up(codes_TC[None]))[0].exp().square().mean(1)
+        power_T = power_T.unflatten(0, (-1, self.config.stride)).mean(1)
+        return 10 * (power_T / power_T.max()).log10()
+
     def phased(self, magnitude_FK: Tensor) -> Tensor:
         """(F * hop,): a waveform whose spectrum has these magnitudes, as nearly as the rounds get."""
         c, window = self.config, self._window(magnitude_FK)

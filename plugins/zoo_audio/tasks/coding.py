@@ -21,6 +21,7 @@ from zoo.train.task import Batch, Loss, Task
 from zoo_audio.models.codec import FLOOR
 from zoo_audio.plots import plot_spectrograms
 from zoo_audio.sound import levelled, read_sound, write_sound
+from zoo_audio.threads import one_thread
 
 MELS = 40
 
@@ -105,6 +106,7 @@ class Coding(Task):
         """See `CodecScores`."""
         return MetricCollection({"codec": CodecScores(*getattr(self, "shape", (1, 1)))})
 
+    @one_thread()
     def update(self, metrics: MetricCollection, model: Any, batch: Batch) -> None:
         clips = [wave_N[valid_N] for wave_N, valid_N in zip(batch["wave"], batch["valid"], strict=True)]
         # One recording, some silence after each clip, so that it hears nothing of its neighbours.

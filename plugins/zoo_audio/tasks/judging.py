@@ -76,9 +76,7 @@ def experts_by_level(model: Any, data: Any, pieces: Sequence[Piece]) -> dict[str
             layers.append(real_TK.sum(-1).float().view(len(batch["text"]), -1))
         active_BL = torch.stack(layers).mean(0)[:, batch["text"].shape[1] + 1 :]
         for row, frames in enumerate(batch["frames"].tolist()):
-            wave_N = codec.decode(batch["codes"][row, :frames].to(model.device))
-            power_T = wave_N.view(frames, -1).square().mean(1).clamp(min=1e-12)
-            level_T = 10 * (power_T / power_T.max()).log10()
+            level_T = codec.level(batch["codes"][row, :frames].to(model.device))
             for name, here_T in (("silent", level_T < SILENT), ("voiced", level_T > VOICED)):
                 counts[name][0] += float(active_BL[row, :frames][here_T].sum())
                 counts[name][1] += int(here_T.sum())

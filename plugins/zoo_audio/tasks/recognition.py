@@ -20,6 +20,7 @@ from zoo.config import at_least
 from zoo.spec import ZooError
 from zoo.train.task import Batch, Loss, Task
 from zoo_audio.sound import levelled, read_sound
+from zoo_audio.threads import one_thread
 
 SURE = 0.5
 
@@ -96,6 +97,7 @@ class Recognition(Task):
             share_B, found_B = logits.sigmoid().max(-1)
             metrics[name].update(((found_B != wanted_B) | (share_B < SURE)).float())
 
+    @one_thread()
     def assess(self, model: Any, data: Any, split: str, most: int | None) -> dict[str, float]:
         """``refused``: the share of sounds that are no speech in which no word is recognised: silence, noise of
         two colours, hum and clicks. It was trained to refuse the like of them, other draws of other pitch and slope."""

@@ -24,6 +24,7 @@ from zoo_audio.generation import Drawn, asked, generate
 from zoo_audio.plots import plot_roll, plot_spectrograms
 from zoo_audio.sound import levelled, read_sound, write_sound
 from zoo_audio.tasks import judging
+from zoo_audio.threads import one_thread
 from zoo_audio.travelling import codec_of, prompts, speakers_of
 
 MIDI = (".mid", ".midi")
@@ -174,6 +175,7 @@ class Speaking(Task):
         roll_B = (among_BSC * (counts_BSC & (target_BSC < codes))).sum((1, 2))
         metrics["scores"].update(nats_B, roll_B, batch["frames"], batch["domain"])
 
+    @one_thread()
     def assess(self, model: Any, data: Any, split: str, most: int | None) -> dict[str, float]:
         """With a judge: the shares of generated clips whose word and whose speaker it recognises, and the mean number
         of real experts on silent and on voiced frames of the split's recordings."""
