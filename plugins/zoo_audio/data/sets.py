@@ -27,6 +27,7 @@ from zoo_audio.data.recordings import SPLITS, Clips, Recordings, folder, fsdd
 from zoo_audio.data.tokens import Piece, Pieces, Tokens
 from zoo_audio.music import KEYS, frames_of, read_midi
 from zoo_audio.sound import levelled
+from zoo_audio.threads import one_thread
 
 CODEC = "audio/codec.digits"
 
@@ -277,7 +278,8 @@ def coded(clips_at: Any, codec_name: str, level: float) -> tuple[Pieces, dict[st
     if path.is_file():
         found = load_file(path)
     else:
-        found = {f"{s}.{i}": codec.encode(levelled(clips[s][i].wave_N, level)).to(torch.int16) for s, i in names}
+        with one_thread():
+            found = {f"{s}.{i}": codec.encode(levelled(clips[s][i].wave_N, level)).to(torch.int16) for s, i in names}
         path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_suffix(".new")
         save_file(found, new)
