@@ -68,7 +68,7 @@ def layer(kind: str, name: str, **moe: Any) -> MoE:
         router = {"name": name, **settings}
     else:
         router[kind] = {"name": name, **settings}
-    if name == "joint_softmax":
+    if "num_shared" in getattr(registry.find(kind, name).load().Config, "__dataclass_fields__", {}):
         moe["shared"] = {"name": "swiglu", "intermediate_size": 4}
     config = zc.make(MoEConfig, num_experts=E, router=router, experts={"name": "swiglu", "intermediate_size": 4}, **moe)
     made = MoE(config, D)

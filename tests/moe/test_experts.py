@@ -68,7 +68,7 @@ def bank(name: str, num_experts: int = E, **settings: Any) -> Bank:
 
 def layer(experts: str = "swiglu", shared: str | None = None, **settings: Any) -> MoE:
     whole = bank(experts).whole_units
-    node = None if shared is None else {"name": shared, **SHARED[shared]}
+    node = None if shared is None else {"name": shared, **SHARED.get(shared, {})}
     config = zc.make(
         MoEConfig,
         num_experts=E,

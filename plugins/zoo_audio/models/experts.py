@@ -71,7 +71,8 @@ class MaskedJoint(Gather):
 
 
 class SideBySide(Shared):
-    """``count`` SwiGLU experts for every token, of ``intermediate_size``, weighed by the router or simply added."""
+    """``count`` SwiGLU experts for every token, of ``intermediate_size``, weighed by the router or simply added
+    (UniMoE-Audio, arXiv:2510.13344)."""
 
     @dataclass
     class Config(Shared.Config):
