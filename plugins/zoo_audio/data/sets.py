@@ -234,7 +234,8 @@ def published(file: DataFile, name: str) -> dict[str, list[Tensor]]:
         rolls = {split: [torch.from_numpy(x.astype("bool")) for x in content[n][0]] for split, n in names.items()}
         if any(roll.shape[1] != KEYS for split in SPLITS for roll in rolls[split]):
             raise ValueError("its rolls have not 88 keys")
-    except (MatReadError, ValueError, KeyError, IndexError, TypeError, AttributeError, NotImplementedError) as error:
+    except (MatReadError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+        # What scipy does not read (the HDF5 files of MATLAB 7.3) is a RuntimeError to it.
         raise ZooError(f"'{path}' is not {name} as it was published ({error}); delete it, to fetch it again") from error
     return rolls
 

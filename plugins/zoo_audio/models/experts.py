@@ -6,7 +6,7 @@ Shapes: T tokens, K slots, E routed and null experts, S shared experts, D model 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from zoo.config import at_least
 from zoo.moe.shared import Shared
 from zoo.moe.types import RouteContext
-from zoo.moe.weighers import FAR, Gather, Weights
+from zoo.moe.weighers import FAR, JointSoftmax, Weights
 from zoo.spec import ZooError
 
 
-class MaskedJoint(Gather):
+class MaskedJoint(JointSoftmax):
     """The chosen experts divide among them what a softmax over the *chosen* routed and all shared logits leaves to the
     routed side (UniMoE-Audio, arXiv:2510.13344). A chosen null expert keeps its part, so that the output shrinks.
 
@@ -29,22 +29,13 @@ class MaskedJoint(Gather):
     """
 
     @dataclass
-    class Config(Gather.Config):
-        num_shared: int = 1
+    class Config(JointSoftmax.Config):
         shares: Literal["softmax", "winner"] = "softmax"
         jitter: float = 0.01
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            at_least(1, self, "num_shared")
             at_least(0, self, "jitter")
-
-    def __init__(self, config: Any, hidden_size: int, num_experts: int) -> None:
-        super().__init__(config, hidden_size, num_experts)
-        self.weight = nn.Parameter(torch.empty(config.num_shared, hidden_size))
-
-    def reset_parameters(self, std: float) -> None:
-        nn.init.normal_(self.weight, std=std)
 
     def forward(
         self, x_TD: Tensor, logits_TE: Tensor, scores_TE: Tensor, index_TK: Tensor, used_TK: Tensor, ctx: RouteContext
