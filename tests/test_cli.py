@@ -257,5 +257,7 @@ def test_cfg_prints_what_runs(zoo: Callable[..., Done], tmp_path: Path) -> None:
     assert yaml.safe_load(zoo("train", "again.yaml", "--cfg").out) == tree
     assert zoo("train", TINY, *SMALL, "--fast-dev-run").code == 0
     assert yaml.safe_load((tmp_path / "runs/time_series/time_moe_tiny/config.yaml").read_text()) == tree
-    done = zoo("eval", "runs/time_series/time_moe_tiny", "limit=4", "--json")
-    assert json.loads(done.out)["items"] == 4
+    done = zoo("eval", "runs/time_series/time_moe_tiny", "limit=4", "rivals=[time_series/naive]", "--json")
+    document = json.loads(done.out)
+    assert document["items"] == 4 and document["settings"] == {"rivals": ["time_series/naive"]}
+    assert list(document["rivals"]) == ["naive"], "a setting of the task, as told"

@@ -22,7 +22,8 @@ BUNDLED = [
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", BUNDLED)
 def test_a_tag_gives_the_numbers_on_its_card(name):
-    card = {r["metric"]: r["value"] for r in read_results(*registry.find_model(name))}
+    results = read_results(*registry.find_model(name))
+    card = {r["metric"]: r["value"] for r in results}
     assert card, f"the card of {name} has no results; run: zoo eval {name} --update-card"
     predictor = hub.load(name)
     try:
@@ -34,7 +35,8 @@ def test_a_tag_gives_the_numbers_on_its_card(name):
         pytest.skip(f"its data are not here: {error}")
     sampled = {metric: card.pop(metric) for metric in predictor.task.sampled if metric in card}
     assert {metric: report.metrics[metric] for metric in card} == pytest.approx(card, abs=5e-4)
-    assert {metric: report.metrics[metric] for metric in sampled} == pytest.approx(sampled, rel=0.05)
+    if not any(r["settings"] for r in results):  # else the card has drawn more than is drawn here
+        assert {metric: report.metrics[metric] for metric in sampled} == pytest.approx(sampled, rel=0.05)
 
 
 def test_bundled_weights_stay_small():

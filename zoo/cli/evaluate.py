@@ -20,13 +20,13 @@ def eval_command(
 ) -> None:
     """Evaluate a model beside its rivals. Data are those of its recipe unless data=... names others.
 
-    Also: device=cpu|cuda split=test batch_size=256 limit=N (that many items, spread over the split);
-    suite=plugin/name over many data sets (only=TEXT: those whose label contains it).
+    Also: device=cpu|cuda split=test batch_size=256 limit=N (that many items, spread over the split), and settings of
+    the model's task (episodes=50, say); suite=plugin/name over many data sets (only=TEXT: those whose label has it).
     """
     from zoo import config as zc
     from zoo import hub
     from zoo.eval.data import data_section
-    from zoo.eval.evaluate import evaluate, write
+    from zoo.eval.evaluate import evaluate, set_task, write
 
     tree = zc.from_dotlist(overrides or [])
     device, split = pop(tree, "device", "cpu"), pop(tree, "split", "test")
@@ -38,10 +38,13 @@ def eval_command(
         for file in files:
             typer.echo(f"wrote {file}")
         return
-    section = data_section(name, tree)
+    section = data_section(name, tree, more=("task",))
+    tree.pop("data", None)
     predictor = hub.load(name, device=device)
+    set_task(predictor, tree)
     data: Any = zc.build("data set", section)
     report = evaluate(predictor, section, split=split, batch_size=batch_size, limit=limit, data=data)
+    report.settings = tree
     folder = out or (Path(name) / "eval" if Path(name).is_dir() else Path("runs") / "eval" / name)
     files = write(report, predictor, data, out_folder(folder), plots=plot)
     if update_card:

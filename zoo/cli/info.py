@@ -72,7 +72,10 @@ def _print(document: dict[str, Any]) -> None:
     if inputs:
         table("inputs of zoo predict", ("key", ""), inputs)
     if document["results"]:
-        table("measured (model card)", ("data", "metric", "value"), [tuple(r.values()) for r in document["results"]])
+        rows = [
+            (*list(r.values())[:3], " ".join(f"{k}={v}" for k, v in r["settings"].items())) for r in document["results"]
+        ]
+        table("measured (model card)", ("data", "metric", "value", ""), rows)
 
 
 def _flat(tree: dict[str, Any], path: str = "") -> Any:

@@ -21,13 +21,19 @@ def card_file(entry: registry.Entry) -> Path:
 
 
 def read_results(entry: registry.Entry, tag: str = "") -> list[dict[str, Any]]:
-    """The results of a model's card, of one tag or of all: ``data``, ``metric``, ``value``."""
+    """The results of a model's card, of one tag or of all: ``data``, ``metric``, ``value``, and ``settings`` of the
+    task where they were other than those saved with the model."""
     path = card_file(entry)
     if not path.is_file():
         return []
     results = ModelCard.load(path).data.eval_results or []
     return [
-        {"data": r.dataset_name, "metric": r.metric_name or r.metric_type, "value": r.metric_value}
+        {
+            "data": r.dataset_name,
+            "metric": r.metric_name or r.metric_type,
+            "value": r.metric_value,
+            "settings": r.dataset_args or {},
+        }
         for r in results
         if not tag or r.dataset_config == tag
     ]
@@ -63,6 +69,7 @@ def update(name: str, report: Report) -> Path:
             dataset_name=data,
             dataset_config=tag,
             dataset_split=report.split,
+            dataset_args=report.settings or None,
             metric_type=metric,
             metric_value=round(value, 4),
         )
@@ -79,10 +86,11 @@ def _table(name: str, report: Report) -> str:
     lines = [f"| model | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
     for label, values in {name: report.metrics, **report.rivals}.items():
         lines.append(f"| {label} | {' | '.join(f'{values[c]:.4f}' for c in columns)} |")
+    command = " ".join([name, *(f"{k}={v}" for k, v in report.settings.items())])
     settings = ", ".join(f"{k}={v}" for k, v in report.data.items() if k != "name" and v is not None)
     lines.append("")
     lines.append(
-        f"`zoo eval {name}` on {report.data['name']} ({settings}), split {report.split}, {report.items:,} items, "
+        f"`zoo eval {command}` on {report.data['name']} ({settings}), split {report.split}, {report.items:,} items, "
         f"zoo {report.zoo}, commit {(git_commit() or 'of an installed release')[:12]}."
     )
     return "\n".join(lines) + "\n"

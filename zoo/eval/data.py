@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,14 +13,16 @@ from zoo.train.recipe import in_plugin_of, read_recipe
 
 
 def data_section(name: str, overrides: zc.Tree, command: str = "eval", more: Sequence[str] = ()) -> zc.Tree:
-    """The resolved ``data`` section for ``zoo eval NAME`` and its like. Raises `ZooError` for other keys (``more`` are
-    further ones of the command) and without data."""
-    unknown = set(overrides) - {"data"}
-    if unknown:
-        known = ("data", "device", "split", "batch_size", "limit", *more)
-        raise ZooError(f"unknown setting '{min(unknown)}' of zoo {command}; {registry.suggest(min(unknown), known)}")
+    """The resolved ``data`` section for ``zoo eval NAME`` and its like. Raises `ZooError` without data, and for other
+    keys: ``more`` are further ones of the command, or ``task``: settings of the model's task, which may be there."""
     if name.startswith((".", "/", "~")):
         hub.folder.saved_folder(Path(name).expanduser())
+    unknown, known = set(overrides) - {"data"}, ["data", "device", "split", "batch_size", "limit", *more]
+    if unknown and "task" in more:
+        settings = task_settings(name)
+        unknown, known = unknown - set(settings), [*known, *settings]
+    if unknown:
+        raise ZooError(f"unknown setting '{min(unknown)}' of zoo {command}; {registry.suggest(min(unknown), known)}")
     base, chosen = _own_data(name), overrides.get("data")
     if base is None and chosen is None:
         raise ZooError(
@@ -30,6 +33,13 @@ def data_section(name: str, overrides: zc.Tree, command: str = "eval", more: Seq
     section = zc.resolve_part("data set", tree, "data")
     assert section is not None
     return section
+
+
+def task_settings(name: str) -> list[str]:
+    """What can be set of the task of a model, given as for `data_section`."""
+    entry, _ = registry.find_model(_model_of(name))
+    task = registry.find("task", registry.full_task(entry)).load()
+    return [field.name for field in dataclasses.fields(task.Config)]
 
 
 def _model_of(name: str) -> str:

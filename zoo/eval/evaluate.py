@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import time
@@ -24,7 +25,8 @@ from zoo.train.task import Data
 
 @dataclass
 class Report:
-    """Numbers of an evaluation: ``metrics`` of the model, ``rivals`` by name, expert load by layer, their origin."""
+    """Numbers of an evaluation: ``metrics`` of the model, ``rivals`` by name, expert load by layer, their origin;
+    ``settings`` of the task that were other than those saved with the model."""
 
     name: str
     split: str
@@ -35,10 +37,24 @@ class Report:
     seconds: float
     load: list[dict[str, float]] = field(default_factory=list)
     shares: list[list[float]] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
     zoo: str = __version__
 
     def to_json(self) -> str:
         return json.dumps(self.__dict__, indent=2)
+
+
+def set_task(predictor: Predictor, settings: zc.Tree) -> None:
+    """Lay settings over those of the task that a model was saved with, ``{"episodes": 50}``.
+
+    Raises:
+        ZooError: the task has no such setting, or refuses the value.
+    """
+    if not settings:
+        return
+    task = predictor.task
+    tree = zc.resolve(type(task).Config, zc.merge(dataclasses.asdict(task.config), settings))
+    predictor.task = type(task)(zc.to_object(type(task).Config, tree))
 
 
 def evaluate(
