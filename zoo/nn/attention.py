@@ -22,6 +22,7 @@ from zoo.moe.experts.token import AttentionExperts
 from zoo.moe.layer import MoE, MoEConfig
 from zoo.moe.types import RouteContext, RouterOutput
 from zoo.nn.build import Site
+from zoo.nn.causal import causal_attention
 from zoo.nn.span import Span, asked
 from zoo.spec import ZooError
 from zoo_kernels import ops
@@ -33,8 +34,10 @@ def attend(q_BHQC: Tensor, k_BHSC: Tensor, v_BHSC: Tensor, span: Span, window: i
     """(B, H, Q, C): scaled dot-product attention of the positions that ``span`` asks for. Heads of k and v may be
     fewer: each serves a run of neighbouring query heads."""
     mask, causal = span.mask(window)
+    if causal:
+        return causal_attention(q_BHQC, k_BHSC, v_BHSC)
     grouped = q_BHQC.shape[1] != k_BHSC.shape[1]
-    return F.scaled_dot_product_attention(q_BHQC, k_BHSC, v_BHSC, mask, is_causal=causal, enable_gqa=grouped)
+    return F.scaled_dot_product_attention(q_BHQC, k_BHSC, v_BHSC, mask, enable_gqa=grouped)
 
 
 class Attention(nn.Module):
