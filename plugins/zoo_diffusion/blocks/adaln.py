@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,7 +21,8 @@ from zoo.spec import ZooError
 
 def modulate(x_BLD: Tensor, shift_BD: Tensor, scale_BD: Tensor, eps: float) -> Tensor:
     """``norm(x) (1 + scale) + shift``; the norm is a LayerNorm without weights of its own."""
-    return F.layer_norm(x_BLD, x_BLD.shape[-1:], eps=eps) * (1 + scale_BD[:, None]) + shift_BD[:, None]
+    normed_BLD = F.layer_norm(x_BLD, x_BLD.shape[-1:], eps=eps)
+    return torch.addcmul(shift_BD[:, None], normed_BLD, 1 + scale_BD[:, None])
 
 
 class AdaLNZero(Wiring):
@@ -43,9 +45,9 @@ class AdaLNZero(Wiring):
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(ctx.cond)).chunk(6, -1)
         y, out = self.mixer(modulate(x, shift1, scale1, self.eps), span, ctx, carry.state)
         carry, (x, ctx) = carry.after(out), asked(x, ctx, span)
-        x = x + gate1[:, None] * y
+        x = torch.addcmul(x, gate1[:, None], y)
         y, out = self.feed_forward(modulate(x, shift2, scale2, self.eps), ctx, carry.state)
-        return x + gate2[:, None] * y, carry.after(out)
+        return torch.addcmul(x, gate2[:, None], y), carry.after(out)
 
 
 class PatchHead(nn.Module):

@@ -102,7 +102,7 @@ class DiT(Model):
             condition: a label (B,) or the pieces of a caption (B, W) each; None for nothing known.
             domain_B: what a picture counts as in traces and balance losses, such as a bin of its noise.
         """
-        x_BLD = self.embed(x_BCHW).flatten(2).mT + self.positions
+        x_BLD = self.embed(x_BCHW).flatten(2).mT.contiguous() + self.positions  # the layers keep its layout
         cond_BD = self.time_mlp(waves(time_B.float() * self.config.time_scale).to(x_BLD.dtype))
         known = {"cond": cond_BD}
         if self.condition is not None:
