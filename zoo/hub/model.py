@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,7 +44,7 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="moe-zoo", tags=["mixt
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return next((t.device for t in (*self.parameters(), *self.buffers())), torch.device("cpu"))
+        return next((t.device for t in chain(self.parameters(), self.buffers())), torch.device("cpu"))
 
     def dummy_inputs(self, batch_size: int = 2) -> dict[str, Tensor]:
         """Small valid arguments of ``forward``, by name; each model gives its own."""

@@ -86,7 +86,8 @@ class MoE(nn.Module):
                 self.unit.spread(value, x) for value in (out.index_TK, out.weight_TK, out.used_TK)
             )
             plan = ops.plan(index_TK, self.num_experts, used_TK)
-            y = self.bank(x.reshape(-1, x.shape[-1]), weight_TK, plan).view_as(x)
+            y_TO = self.bank(x.reshape(-1, x.shape[-1]), weight_TK, plan)
+            y = y_TO.view(*x.shape[:-1], y_TO.shape[-1])  # heads say something narrower than they hear
         if self.shared is None and out.shared_weight is not None:
             raise ZooError("the router weighs shared experts, but the layer has none; set moe.shared.name=swiglu")
         if self.shared is None:

@@ -100,7 +100,7 @@ class Bank(nn.Module):
         rows = ops.expand(x.flatten(1), plan).unflatten(1, x.shape[1:])
         valid_NW = None if valid_TW is None else valid_TW[plan.token_N]
         y = self.tap("output", self.rows(self.tap("input", rows, plan), plan, valid_NW), plan)
-        return ops.combine(y.flatten(1), weight_N, plan).unflatten(1, x.shape[1:])
+        return ops.combine(y.flatten(1), weight_N, plan).unflatten(1, y.shape[1:])
 
     def rows(self, x: Tensor, plan: Plan, valid_NW: Tensor | None) -> Tensor:
         """What every row's expert makes of it, (N, D) or (N, W, D)."""

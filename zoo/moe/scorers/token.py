@@ -87,17 +87,18 @@ class Cosine(nn.Module):
 
 
 class MLP(nn.Module):
-    """``z = W_n relu(... W_1 x + b_1 ...) + b_n``, dropout after the first layer (DriftMoE)."""
+    """``z = W_n relu(... W_1 x + b_1 ...) + b_n``, dropout after the first layer (DriftMoE); or silu (MoE-ACT)."""
 
     @dataclass
     class Config:
         hidden: list[int] = field(default_factory=lambda: [256, 128])
         dropout: float = 0.0
+        activation: Literal["relu", "silu"] = "relu"
 
     def __init__(self, config: Config, hidden_size: int, num_experts: int) -> None:
         super().__init__()
         sizes = [hidden_size, *config.hidden, num_experts]
-        self.dropout = config.dropout
+        self.dropout, self.act = config.dropout, F.silu if config.activation == "silu" else F.relu
         self.weight = nn.ParameterList(torch.empty(after, before) for before, after in pairwise(sizes))
         self.bias = nn.ParameterList(torch.zeros(size) for size in sizes[1:])
 
@@ -109,7 +110,7 @@ class MLP(nn.Module):
         y_TH, last = x_TD, len(self.weight) - 1
         for n, (weight, bias) in enumerate(zip(self.weight, self.bias, strict=True)):
             y_TH = F.linear(y_TH, weight.float(), bias.float())
-            y_TH = y_TH if n == last else y_TH.relu()
+            y_TH = y_TH if n == last else self.act(y_TH)
             y_TH = F.dropout(y_TH, self.dropout, self.training) if n == 0 and last else y_TH
         return y_TH, state
 
