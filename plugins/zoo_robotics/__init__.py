@@ -1,6 +1,6 @@
 """Robotics: policies with mixtures of experts, in simulation. Importing the manifest needs no torch."""
 
-from zoo.spec import API, ModelSpec, PartSpec, Plugin
+from zoo.spec import API, DatasetSpec, Input, ModelSpec, PartSpec, Plugin, TaskSpec
 
 _ACT, _FLOW = "zoo_robotics.models.act:ACT", "zoo_robotics.models.flow:FlowPolicy"
 _MOE_ACT, _ADAMOE = "MoE-ACT, arXiv:2601.21971", "AdaMoE-VLA, arXiv:2510.14300"
@@ -36,4 +36,42 @@ PARTS = (
     ),
 )
 
-plugin = Plugin(api=API, doc="robotics: policies with mixtures of experts, in simulation", models=MODELS, parts=PARTS)
+# -- worlds --
+_SETS = "zoo_robotics.data.sets"
+DATASETS = (
+    DatasetSpec("synthetic", f"{_SETS}:Synthetic", "a point that grasps and carries: nothing to install", "Apache-2.0"),
+    DatasetSpec(
+        "meta_world",
+        f"{_SETS}:MetaWorldData",
+        "Meta-World's scripts, recorded here on first use: four tasks unless told otherwise",
+        "MIT (Meta-World); what is recorded is yours",
+        requires=("metaworld", "mujoco", "pyarrow"),
+    ),
+    DatasetSpec(
+        "own", f"{_SETS}:Own", "your own demonstrations: a LeRobotDataset or .npz files", requires=("pyarrow", "pandas")
+    ),
+)
+TASKS = (
+    TaskSpec(
+        "imitation",
+        "zoo_robotics.tasks.imitation:Imitation",
+        "what to do, learned from demonstrations, and acted out",
+        inputs=(
+            Input("task", "which of the policy's tasks to act out", text=True),
+            Input("seed", "another one, another layout of the scene", default=0),
+            Input("size", "side of the film's pictures; 0 for none", default=320),
+            Input("steps", "time of the episode, unless it is solved before; else the world's limit"),
+            Input("world", "where to act, for a policy of your own data: meta_world or synthetic", text=True),
+            Input("input", "instead of acting: an .npz file of observations to say actions for", text=True),
+        ),
+    ),
+)
+
+plugin = Plugin(
+    api=API,
+    doc="robotics: policies with mixtures of experts, in simulation",
+    models=MODELS,
+    datasets=DATASETS,
+    tasks=TASKS,
+    parts=PARTS,
+)

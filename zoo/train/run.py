@@ -69,6 +69,8 @@ def train(tree: zc.Tree, folder: Path, *, fast_dev_run: bool = False, quiet: boo
         on_device(recipe.device)  # refuses one that is not there
     L.seed_everything(recipe.seed, workers=True, verbose=False)
     data: Data = zc.build("data set", recipe.data)
+    if fast_dev_run and callable(few := getattr(data, "few", None)):
+        few()
     task: Task = zc.build("task", recipe.task)
     model = hub.create_model(recipe.model["name"], **{k: v for k, v in recipe.model.items() if k != "name"})
     trained: dict[str, Any] = {}

@@ -33,6 +33,8 @@ class Data(Protocol):
     Attributes:
         preprocessing: plain JSON data that travels with the weights (scaler, season, vocabulary, ...).
         notes: what was filled, dropped or inferred, told to the user once.
+
+    One that is costly to make may have a method ``few()``, called for ``--fast-dev-run``: a tiny part will do.
     """
 
     preprocessing: dict[str, Any]

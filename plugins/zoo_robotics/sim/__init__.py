@@ -1,0 +1,1 @@
+"""Worlds to act in: Meta-World on MuJoCo, and a point in the plane."""
