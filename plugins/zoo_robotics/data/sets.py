@@ -164,7 +164,7 @@ class Own(DemonstrationData):
         total = sum(len(d) for d in found)
         counts = ", ".join(f"{len(self.dealt[s])} {s}" for s in SPLITS)
         notes.append(
-            f"{len(found)} episodes ({counts}), {total:,} steps, {len(self.preprocessing['tasks'])} tasks; "
+            f"{len(found)} episodes ({counts}), {total:,} steps, {', '.join(self.tasks)}; "
             f"{labelled / total:.0%} of the steps have a phase"
         )
 
