@@ -64,6 +64,19 @@ class Step:
     phase: int
 
 
+@dataclass(frozen=True)
+class Manner:
+    """How a policy acts: ``steps`` that it has (None: as many as the world gives), and how its chunks are carried out,
+    ``execute`` of each, or ``ensemble`` (None: as the policy says)."""
+
+    steps: int | None = None
+    execute: int | None = None
+    ensemble: float | None = None
+
+
+AS_IT_IS = Manner()
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Products of a batch of one are slower on several threads, and rounded otherwise."""
@@ -76,25 +89,34 @@ def one_thread() -> Iterator[None]:
 
 
 def act(
-    policy: Any, world: World, number: int, seed: int, steps: int | None = None, film: list[Step] | None = None, *,
-    size: int = 0, every: int = 1,
-) -> Episode:  # fmt: skip
+    policy: Any,
+    world: World,
+    number: int,
+    seed: int,
+    manner: Manner = AS_IT_IS,
+    film: list[Step] | None = None,
+    *,
+    size: int = 0,
+    every: int = 1,
+) -> Episode:
     """One episode of a policy.
 
     Args:
         number: of the task, in the policy's list.
-        steps: time that it has; None for the world's own limit.
         film: gets every step; every ``every``-th has a picture of ``size`` pixels where one can be drawn.
 
     Raises:
         ZooError: the policy does not fit the world, or says what is not finite.
     """
-    executor, generator = Executor(policy), torch.Generator(policy.device).manual_seed(seed)
+    if manner.execute is not None and manner.execute > policy.chunk:
+        raise ZooError(f"execute={manner.execute} is more than the {policy.chunk} actions of a chunk; lower it")
+    executor = Executor(policy, manner.execute, manner.ensemble)
+    generator = torch.Generator(policy.device).manual_seed(seed)
     episode = Episode(world.task, seed, False, 0)
     gates: list[Tensor] = []
     observation_S = world.reset(seed)
     with one_thread(), torch.no_grad():
-        for step in range(min(steps or world.limit, world.limit)):
+        for step in range(min(manner.steps or world.limit, world.limit)):
             extra = _view(policy, world) if policy.views else None
             start = time.perf_counter()
             action, gate_P = executor.step(
@@ -161,7 +183,7 @@ def rollouts(
     episodes: int,
     *,
     first_seed: int = FIRST_SEED,
-    steps: int | None = None,
+    manner: Manner = AS_IT_IS,
     workers: int = 1,
 ) -> list[Episode]:
     """``episodes`` of every task, of the seeds from ``first_seed`` on, in their order, whatever ``workers`` is.
@@ -173,7 +195,7 @@ def rollouts(
     numbers = {task: policy.config.tasks.index(task) for task in tasks}
     seeds = [first_seed + n for n in range(episodes)]
     jobs = [
-        (world, task, numbers[task], seeds[n : n + PIECE], steps) for task in tasks for n in range(0, episodes, PIECE)
+        (world, task, numbers[task], seeds[n : n + PIECE], manner) for task in tasks for n in range(0, episodes, PIECE)
     ]
     if workers <= 1 or len(jobs) == 1:
         found = [episode for job in jobs for episode in _job(policy, job)]
@@ -197,9 +219,12 @@ def _context() -> Any:
     return context
 
 
-def _job(policy: Any, job: tuple[str, str, int, list[int], int | None]) -> list[Episode]:
-    world, task, number, seeds, steps = job
-    return [act(policy, make_world(world, task), number, seed, steps) for seed in seeds]
+Job = tuple[str, str, int, list[int], Manner]
+
+
+def _job(policy: Any, job: Job) -> list[Episode]:
+    world, task, number, seeds, manner = job
+    return [act(policy, make_world(world, task), number, seed, manner) for seed in seeds]
 
 
 _policy: Any = None
@@ -211,7 +236,7 @@ def _start(folder: str) -> None:
     _policy = hub.load(Path(folder)).model
 
 
-def _in_worker(job: tuple[str, str, int, list[int], int | None]) -> list[Episode]:
+def _in_worker(job: Job) -> list[Episode]:
     return _job(_policy, job)
 
 

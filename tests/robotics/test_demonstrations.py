@@ -211,6 +211,11 @@ def test_broken_lerobot_data_sets(tmp_path: Path) -> None:
     folder, file = broken("column")
     pq.write_table(pq.read_table(file).drop_columns(["action"]), file)
     assert "action" in told(folder)
+    folder, file = broken("ragged")
+    table = pq.read_table(file).to_pydict()
+    table["observation.state"][3] = [1.0]
+    pq.write_table(pa.table(table), file)
+    assert "column 'observation.state' of" in told(folder) and "is no table of numbers" in told(folder)
     folder, _ = broken("version")
     info = json.loads((folder / "meta/info.json").read_text())
     (folder / "meta/info.json").write_text(json.dumps(info | {"codebase_version": "v1.6"}))

@@ -18,7 +18,7 @@ from zoo import cli, create_model, hub
 from zoo import config as zc
 from zoo.spec import ZooError
 from zoo_robotics.data.sets import Synthetic
-from zoo_robotics.rollout import BINS, Episode, act, follow_script, rollouts, script_episodes, wilson
+from zoo_robotics.rollout import BINS, Episode, Manner, act, follow_script, rollouts, script_episodes, wilson
 from zoo_robotics.sim.world import make_world
 from zoo_robotics.tasks.imitation import ByPhase, Imitation, summary
 
@@ -153,7 +153,7 @@ def test_episodes_are_the_same_in_one_process_and_in_four() -> None:
     torch.set_num_threads(2)
 
     def found(workers: int, most: int = 20) -> list[dict[str, Any]]:
-        episodes = rollouts(model, "synthetic", TASKS, most, steps=12, workers=workers)
+        episodes = rollouts(model, "synthetic", TASKS, most, manner=Manner(12), workers=workers)
         return [asdict(episode) | {"seconds": 0} for episode in episodes]
 
     alone = found(1)
@@ -161,8 +161,8 @@ def test_episodes_are_the_same_in_one_process_and_in_four() -> None:
     assert found(4) == alone
     assert found(1, 5) == alone[:5] + alone[20:25], "an episode does not see the others"
     assert torch.get_num_threads() == 2
-    few = act(model, make_world("synthetic", "carry"), 0, 500_000_003, 12, film := [])
-    other = act(model, make_world("synthetic", "carry"), 0, 500_000_004, 12, [])
+    few = act(model, make_world("synthetic", "carry"), 0, 500_000_003, Manner(12), film := [])
+    other = act(model, make_world("synthetic", "carry"), 0, 500_000_004, Manner(12), [])
     assert len(film) == few.steps and few.seed != other.seed
 
 
@@ -224,6 +224,8 @@ def test_train_eval_and_predict(zoo: Callable[..., Done], tmp_path: Path) -> Non
         ("predict", run, "input=none.npz"): "'none.npz' does not exist; give input=FILE.npz",
         ("predict", run, "input=wide.npz"): "an observation has 40 numbers, but this policy takes state=39",
         ("eval", run, "episodes=-1"): "episodes=-1 must be at least 0",
+        ("eval", run, "execute=9"): "execute=9 is more than the 8 actions of a chunk; lower it",
+        ("eval", run, "execute=2", "ensemble=0.1"): "execute=2 and ensemble=0.1 are two ways; set one of them",
         ("eval", run, "episode=3"): "unknown setting 'episode' of zoo eval; did you mean episodes?",
         ("eval", run, "data.tasks=[carry,fly]"): "the model was not trained on task 'fly'",
         ("train", RECIPE, "data.tasks=[]"): "data.tasks=[] must name tasks, each once",

@@ -150,8 +150,7 @@ def test_pictures_or_none(meta_world: Any, monkeypatch: pytest.MonkeyPatch, caps
     picture = world.picture(48)
     if picture is not None:
         assert picture.shape == (48, 48, 3) and picture.std() > 10
-        lower, upper = picture[24:].mean((0, 1)), picture[:24].mean((0, 1))
-        assert lower[0] > lower[2] and not np.allclose(lower, upper, atol=5), "the table, of wood, is below"
+        assert picture[0].std(0).max() < 2 < picture[-1].std(0).max(), "the wall is above, the floor below"
     import mujoco
 
     def refuse(*arguments: Any) -> None:

@@ -305,13 +305,13 @@ def _numbers(table: Any, name: str, path: Path) -> NDArray[Any]:
     """A column as (rows, width)."""
     if name not in table.column_names:
         raise ZooError(f"episode file '{path}' has no column '{name}'; record or download it again")
-    rows = table.column(name).to_pylist()
+    column = table.column(name).combine_chunks()
     try:
-        return np.asarray(rows, np.float64 if name in (STATE, ACTION) else np.int64).reshape(len(rows), -1)
-    except (ValueError, TypeError) as error:
-        raise ZooError(
-            f"column '{name}' of '{path}' is no table of numbers ({error}); leave that episode out"
-        ) from error
+        flat = column.flatten() if hasattr(column, "flatten") and column.type.num_fields else column
+        values = flat.to_numpy(zero_copy_only=False).astype(np.float64 if name in (STATE, ACTION) else np.int64)
+        return values.reshape(len(column), -1)
+    except (ValueError, TypeError, NotImplementedError) as error:  # rows of several lengths, texts
+        raise ZooError(f"column '{name}' of '{path}' is no table of numbers ({error}); leave it out") from error
 
 
 def _pixels(table: Any, name: str, path: Path) -> NDArray[np.uint8]:

@@ -22,7 +22,7 @@ from zoo.report import console
 from zoo.spec import ZooError
 from zoo.train.task import Batch, Loss, Task
 from zoo_robotics.draw import plot_use, write_film
-from zoo_robotics.rollout import FIRST_SEED, Episode, Step, act, rollouts, script_episodes, wilson
+from zoo_robotics.rollout import FIRST_SEED, Episode, Manner, Step, act, rollouts, script_episodes, wilson
 from zoo_robotics.sim.world import PHASES, WORLDS, make_world
 
 SHOWN = 12.5
@@ -82,6 +82,8 @@ class Imitation(Task):
         workers: processes to act in. The result does not depend on it.
         first_seed: of the episodes.
         script: act out the task's own script on the same seeds, to compare with.
+        execute, ensemble: how chunks are carried out, if not as the policy says: so many actions of each, or at every
+            step what all chunks say of it, averaged.
     """
 
     monitor = "l1"
@@ -94,10 +96,14 @@ class Imitation(Task):
         workers: int = 1
         first_seed: int = FIRST_SEED
         script: bool = True
+        execute: int | None = None
+        ensemble: float | None = None
 
         def __post_init__(self) -> None:
-            at_least(0, self, "episodes", "first_seed")
-            at_least(1, self, "steps", "workers")
+            at_least(0, self, "episodes", "first_seed", "ensemble")
+            at_least(1, self, "steps", "workers", "execute")
+            if self.execute is not None and self.ensemble is not None:
+                raise ZooError(f"execute={self.execute} and ensemble={self.ensemble} are two ways; set one of them")
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -161,7 +167,7 @@ class Imitation(Task):
             return {}
         if most is not None:
             episodes = max(1, min(episodes, most // len(tasks)))
-        settings = {"first_seed": c.first_seed, "steps": c.steps}
+        settings = {"first_seed": c.first_seed, "manner": Manner(c.steps, c.execute, c.ensemble)}
         with console(stderr=True).status(f"acting out {episodes} episodes of each of {len(tasks)} tasks"):
             self.done = rollouts(model, world, tasks, episodes, workers=c.workers, **settings)
         self.phases = list(model.config.phases)
@@ -205,11 +211,12 @@ class Imitation(Task):
                 f"the policy does not know task '{task}'; {registry.suggest(task, known)}: {', '.join(known)}"
             )
         seed, size = _whole("seed", inputs["seed"], 0, 2**31 - 1), _whole("size", inputs["size"], 0, 1024)
-        steps = None if inputs["steps"] is None else _whole("steps", inputs["steps"], 1, 500)
         place = make_world(world, task)
+        steps = None if inputs["steps"] is None else _whole("steps", inputs["steps"], 1, place.limit)
         every = max(1, place.fps // 40)
         film: list[Step] = []
-        episode = act(model, place, known.index(task), seed, steps, film, size=size, every=every)
+        manner = Manner(steps, self.config.execute, self.config.ensemble)
+        episode = act(model, place, known.index(task), seed, manner, film, size=size, every=every)
         end = "solved" if episode.success else "not solved"
         notes.append(f"{task}, seed {seed}: {end} after {episode.steps} steps")
         if episode.gated:
