@@ -125,7 +125,7 @@ def test_the_loss_of_a_flow_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     def spy(self: Any, **inputs: Tensor) -> Any:
         asked.update(inputs)
         out = whole(self, **inputs)
-        return out._replace(velocity_BKA=torch.zeros_like(out.velocity_BKA))
+        return out._replace(velocity_BKA=torch.ones_like(out.velocity_BKA))
 
     monkeypatch.setattr(type(model), "forward", spy)
     torch.manual_seed(2)
@@ -134,7 +134,8 @@ def test_the_loss_of_a_flow_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     noise, u = torch.randn(B, K, A), torch.rand(B)
     torch.testing.assert_close(asked["time_B"], 0.001 + 0.999 * u ** (1 / 1.5))
     torch.testing.assert_close(asked["noisy_BKA"], between(given["actions"], noise, asked["time_B"]))
-    torch.testing.assert_close(terms["action"], (noise - given["actions"])[given["valid"]].square().mean())
+    wrong = 1 - (noise - given["actions"])
+    torch.testing.assert_close(terms["action"], wrong[given["valid"]].square().mean())
     assert len(routing) == 3 and routing[0].counts_E().sum() == 2 * B + given["valid"].sum()
 
 
