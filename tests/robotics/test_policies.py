@@ -136,7 +136,7 @@ def test_the_loss_of_a_flow_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(asked["noisy_BKA"], between(given["actions"], noise, asked["time_B"]))
     wrong = 1 - (noise - given["actions"])
     torch.testing.assert_close(terms["action"], wrong[given["valid"]].square().mean())
-    assert len(routing) == 3 and routing[0].counts_E().sum() == 2 * B + given["valid"].sum()
+    assert len(routing) == 2 and routing[0].counts_E().sum() == 2 * B + given["valid"].sum()
 
 
 def test_state_and_task_do_not_look_at_actions() -> None:
