@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from zoo import cli, create_model, hub
 from zoo import config as zc
+from zoo.eval import card
 from zoo.eval.evaluate import Report
 from zoo.eval.suite import Suite, read_suite, run_suite, sections, summary
 from zoo.spec import ZooError
@@ -49,6 +51,16 @@ def test_means_by_hand() -> None:
     ):
         with pytest.raises(ZooError, match=message):
             summary(wrong, reports)
+
+
+def test_what_a_rival_does_not_say_stays_empty() -> None:
+    """As a control that gives answers and no odds has no loss."""
+    short = report({"base": {"mse": 4.0}}, mse=1.0, loss=0.5)
+    short.data = {"name": "a/one"}
+    lines = card._table("a/m.t", short).splitlines()
+    assert lines[2:4] == ["| a/m.t | 1.0000 | 0.5000 |", "| base | 4.0000 |  |"]
+    mean, _ = summary(Suite(metrics=["mse", "loss"]), {"a": short})
+    assert mean[""] == {"mse": 1.0, "loss": 0.5} and math.isnan(mean["base"]["loss"])
 
 
 def saved(folder: Path) -> hub.Predictor:

@@ -57,7 +57,7 @@ def eval_command(
     from zoo.report import table
 
     columns = list(report.metrics)
-    rows = [(label, *(values[c] for c in columns)) for label, values in {name: report.metrics, **report.rivals}.items()]
+    rows = [(n, *(values.get(c) for c in columns)) for n, values in {name: report.metrics, **report.rivals}.items()]
     table(f"{section['name']} {split}: {report.items:,} items in {report.seconds:.3g} s", ("model", *columns), rows)
     if report.load:
         load = [(i, row["entropy"], row["dead"], row["max_vio"]) for i, row in enumerate(report.load)]

@@ -85,7 +85,7 @@ def _table(name: str, report: Report) -> str:
     columns = list(report.metrics)
     lines = [f"| model | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
     for label, values in {name: report.metrics, **report.rivals}.items():
-        lines.append(f"| {label} | {' | '.join(f'{values[c]:.4f}' for c in columns)} |")
+        lines.append(f"| {label} | {' | '.join(f'{values[c]:.4f}' if c in values else '' for c in columns)} |")
     command = " ".join([name, *(f"{k}={v}" for k, v in report.settings.items())])
     settings = ", ".join(f"{k}={v}" for k, v in report.data.items() if k != "name" and v is not None)
     lines.append("")

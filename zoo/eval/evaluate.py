@@ -25,8 +25,8 @@ from zoo.train.task import Data
 
 @dataclass
 class Report:
-    """Numbers of an evaluation: ``metrics`` of the model, ``rivals`` by name, expert load by layer, their origin;
-    ``settings`` of the task that were other than those saved with the model."""
+    """Numbers of an evaluation: ``metrics`` of the model, ``rivals`` by name, without what one has nothing to say to;
+    expert load by layer, their origin; ``settings`` of the task that were other than those saved with the model."""
 
     name: str
     split: str

@@ -128,7 +128,10 @@ def summary(
         if missing := [name for name in wanted if name not in known]:
             raise ZooError(f"the suite's {kind} '{missing[0]}' is not there; {registry.suggest(missing[0], known)}")
     count = len(reports)
-    mean = {model: {m: sum(v[m] for v in rows) / count for m in suite.metrics} for model, rows in by_model.items()}
+    mean = {
+        model: {m: sum(v.get(m, math.nan) for v in rows) / count for m in suite.metrics}
+        for model, rows in by_model.items()
+    }
     if suite.baseline is None:
         return mean, {}
     base = by_model[suite.baseline]

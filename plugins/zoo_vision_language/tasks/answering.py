@@ -107,13 +107,6 @@ class Answering(Task):
     def rivals(self, preprocessing: Mapping[str, Any]) -> dict[str, nn.Module]:
         return {"blind (question only)": Blind()}
 
-    def conclude(
-        self, results: dict[str, dict[str, float]], preprocessing: Mapping[str, Any], split: str
-    ) -> dict[str, dict[str, float]]:
-        """A column that the control has nothing for (its loss) stays empty."""
-        columns = results[""]
-        return {n: {c: values.get(c, float("nan")) for c in columns} for n, values in results.items()}
-
     @staticmethod
     def _answers(model: Any, batch: Batch) -> tuple[Any, Tensor, Tensor]:
         """The model's output at the places before answer tokens, those tokens, and which question of the batch, row by
