@@ -80,6 +80,7 @@ def test_scores_by_hand(tmp_path: Path) -> None:
     assert found["accuracy_seen"] == pytest.approx(sum(missed) / len(missed))
     assert found["yes_precision"] == 0.5 and found["yes_recall"] == 1 and found["yes_share"] == pytest.approx(2 / 3)
     assert found["yes_f1"] == pytest.approx(2 / 3) and "accuracy_all" not in found
+    assert task.right(Told(said), batch).tolist() == right
     control = task.metrics()
     task.update(control, Blind(), batch)
     values = control.compute()

@@ -91,6 +91,8 @@ def test_the_blind_control_says_the_likeliest_answer_to_a_question() -> None:
     blind = Blind(train)
     assert blind.answer(["is it RED?", "is it a cube", "cube?"]) == ["no", "yes", "yes"]
     assert Blind([("a", "b")]).answer(["c"]) == ["b"]
+    ordered = Blind([("is it red", "yes"), ("is it red", "no")])
+    assert list(ordered.features) == ["is", "it", "red", "^ is", "is it", "it red"], "the same in every process"
 
 
 def test_dialogues_of_ones_own(tmp_path: Path) -> None:

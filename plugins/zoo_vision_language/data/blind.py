@@ -33,7 +33,7 @@ class Blind:
         ranked = sorted(by_question, key=lambda q: -by_question[q].total())[:MOST_QUESTIONS]
         answers = Counter(answer for _, answer in train)
         self.answers = [answer for answer, _ in answers.most_common(MOST_ANSWERS)]
-        found = Counter(feature for question in ranked for feature in set(_features(question)))
+        found = Counter(feature for question in ranked for feature in dict.fromkeys(_features(question)))
         self.features = {feature: place for place, (feature, _) in enumerate(found.most_common(MOST_FEATURES))}
         self.weight_FA, best = torch.zeros(len(self.features) + 1, len(self.answers)), -1.0
         if len(self.answers) > 1:
@@ -64,7 +64,7 @@ class Blind:
     def _seen(self, questions: Sequence[str]) -> Bags:
         """The features of each question, one after the other, and where those of each begin; the last is the prior."""
         known, prior = self.features, len(self.features)
-        bags = [[prior, *{known[f] for f in _features(question) if f in known}] for question in questions]
+        bags = [[prior, *dict.fromkeys(known[f] for f in _features(question) if f in known)] for question in questions]
         start_U = torch.tensor([0, *(len(bag) for bag in bags[:-1])]).cumsum(0)
         return torch.tensor([feature for bag in bags for feature in bag]), start_U
 

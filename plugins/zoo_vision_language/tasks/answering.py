@@ -92,9 +92,7 @@ class Answering(Task):
             out, target_N, key_N = self._answers(model, batch)
             nats_N = F.cross_entropy(out.logits.float(), target_N, reduction="none")
             likeliest_N = out.logits.argmax(-1)
-            wrong = torch.zeros(asked_BQ.numel(), dtype=torch.int64, device=key_N.device)
-            wrong.index_add_(0, key_N, (likeliest_N != target_N).long())
-            right_BQ = (wrong == 0).view_as(asked_BQ)
+            right_BQ = _whole(likeliest_N == target_N, key_N, asked_BQ)
             first_N = torch.ones_like(key_N, dtype=torch.bool)
             first_N[1:] = key_N[1:] != key_N[:-1]
             said = torch.zeros(asked_BQ.numel(), dtype=torch.bool, device=key_N.device)
@@ -106,6 +104,11 @@ class Answering(Task):
 
     def rivals(self, preprocessing: Mapping[str, Any]) -> dict[str, nn.Module]:
         return {"blind (question only)": Blind()}
+
+    def right(self, model: Any, batch: Batch) -> Tensor:
+        """(B, Q): whether the greedy answer to each question is right, to its end; True where a row has fewer."""
+        out, target_N, key_N = self._answers(model, batch)
+        return _whole(out.logits.argmax(-1) == target_N, key_N, batch["kind"])
 
     @staticmethod
     def _answers(model: Any, batch: Batch) -> tuple[Any, Tensor, Tensor]:
@@ -155,6 +158,12 @@ class Answering(Task):
 
         (out / "answer.txt").write_text(f"{result.prompt}\n{result.text}\n", encoding="utf-8")
         return [out / "answer.txt", *draw(result, out / "experts.png")]
+
+
+def _whole(right_N: Tensor, key_N: Tensor, of_BQ: Tensor) -> Tensor:
+    """(B, Q): questions of whose answer no token is wrong."""
+    wrong = torch.zeros(of_BQ.numel(), dtype=torch.int64, device=key_N.device)
+    return (wrong.index_add_(0, key_N, (~right_N).long()) == 0).view_as(of_BQ)
 
 
 def look(image: Any, image_size: list[int], preprocessing: Mapping[str, Any]) -> tuple[NDArray[np.uint8], list[str]]:
