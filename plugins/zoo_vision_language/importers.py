@@ -1,7 +1,8 @@
 """Public checkpoints of vision-language mixtures of experts. Plain data; read by `zoo.hub`.
 
-The layouts are those of the authors' code: PKU-YuanGroup/MoE-LLaVA (its StableLM), AlenjandroWang/MoIIE (its Llama 3)
-and OpenGVLab/Mono-InternVL. Image towers come with the checkpoints of the first two only where those say so.
+The layouts are those of the authors' code: PKU-YuanGroup/MoE-LLaVA (its StableLM and Qwen), AlenjandroWang/MoIIE (its
+Llama 3 and Phi-3) and OpenGVLab/Mono-InternVL. Image towers come with the checkpoints of the first two only where those
+say so.
 """
 
 from __future__ import annotations
@@ -65,11 +66,12 @@ def _text(template: str) -> dict[str, Any]:
 
 
 _DECODER = "vision_language/decoder"
+_KV_HEADS = "num_key_value_heads | num_attention_heads"
 _STACK: Mapping[str, str] = {
     "language.stack.hidden_size": "hidden_size",
     "language.stack.num_layers": "num_hidden_layers",
     "language.stack.mixer.num_heads": "num_attention_heads",
-    "language.stack.mixer.num_kv_heads": "num_key_value_heads | num_attention_heads",
+    "language.stack.mixer.num_kv_heads": _KV_HEADS,
     "language.vocab_size": "vocab_size",
     "language.tie_embeddings": "tie_word_embeddings | false",
 }
@@ -99,41 +101,80 @@ _LLAVA = {
 }
 _CLIP = _tower("model.image_tower.image_tower.vision_model", clip=True)
 
+_MOE_LLAVA = {
+    "language.stack.moe.num_experts": "moe.num_experts.0",
+    "language.stack.moe.router.k": "moe.top_k_experts",
+}
+_EVEN = {
+    **_TOPK,
+    "language.name": _DECODER,
+    "language.stack.mixer.name": "attention",
+    "language.stack.pattern.0.feed_forward.name": "moe",
+    "language.stack.pattern.1.feed_forward.name": "dense",
+}
+_SPARSE = {"moe.moe_mode": "sparse", "moe.use_residual": False}
+
 MOE_LLAVA = Importer(
     config={
         **_STACK,
+        **_MOE_LLAVA,
         "language.stack.norm_eps": "norm_eps",
         "language.stack.mixer.rope_theta": "rope_theta | 10000",
         "language.stack.mixer.rope_fraction": "rope_pct",
         "language.stack.mixer.qkv_bias": "use_qkv_bias | true",
         "language.stack.pattern.1.feed_forward.intermediate_size": "intermediate_size",
         "language.stack.moe.experts.intermediate_size": "intermediate_size",
-        "language.stack.moe.num_experts": "moe.num_experts.0",
-        "language.stack.moe.router.k": "moe.top_k_experts",
         "max_length": "tokenizer_model_max_length | max_position_embeddings",
     },
-    fixed={
-        **_TOPK,
-        "language.name": _DECODER,
-        "language.stack.norm": "layer",
-        "language.stack.mixer.name": "attention",
-        "language.stack.pattern.0.feed_forward.name": "moe",
-        "language.stack.pattern.1.feed_forward.name": "dense",
-    },
-    expect={
-        "model_type": "moe_llava_stablelm",
-        "hidden_act": "silu",
-        "moe.moe_mode": "sparse",
-        "moe.use_residual": False,
-    },
+    fixed={**_EVEN, "language.stack.norm": "layer"},
+    expect={"model_type": "moe_llava_stablelm", "hidden_act": "silu", **_SPARSE},
     keys={**_LLAVA, **_QKV_BIAS, **_CLIP},
     training=_TRAINING,
     export={"architectures": ["MoELLaVAStablelmForCausalLM"]},
     **_text("stablelm"),
 )
 
-MOIIE = Importer(
+_QWEN = "transformer.h.{n}"
+_QWEN_MLP = {"gate": "w2", "up": "w1", "down": "c_proj"}
+MOE_LLAVA_QWEN = Importer(
     config={
+        **{ours: theirs for ours, theirs in _STACK.items() if "num_kv_heads" not in ours},
+        **_MOE_LLAVA,
+        "language.stack.norm_eps": "layer_norm_epsilon",
+        "language.stack.mixer.rope_theta": "rotary_emb_base",
+        # The first of Qwen's models: its MLPs are half as wide as its config says.
+        "language.stack.pattern.1.feed_forward.intermediate_size": "intermediate_size // 2",
+        "language.stack.moe.experts.intermediate_size": "intermediate_size // 2",
+        # Beyond seq_length its positions and attention change with the length, which is not built.
+        "max_length": "tokenizer_model_max_length | seq_length",
+    },
+    fixed={**_EVEN, "language.stack.norm": "rms", "language.stack.mixer.qkv_bias": True},
+    expect={"model_type": "moe_llava_qwen", "no_bias": True, "rotary_pct": 1.0, **_SPARSE},
+    keys={
+        "transformer.wte.weight": "language.embedding.weight",
+        "transformer.ln_f.weight": "language.stack.norm.weight",
+        "lm_head.weight": "language.head.weight",
+        **_norms(_QWEN, "ln_1", "ln_2", ("weight",)),
+        **{
+            f"{_QWEN}.attn.c_attn.{kind}:{p}": f"{_OURS}.mixer.{p}_proj.{kind}"
+            for p in "qkv"
+            for kind in ("weight", "bias")
+        },
+        f"{_QWEN}.attn.c_proj.weight": f"{_OURS}.mixer.o_proj.weight",
+        **{f"{_QWEN}.mlp.{t}.weight": f"{_FF}.{o}_proj.weight" for o, t in _QWEN_MLP.items()},
+        f"{_QWEN}.mlp.deepspeed_moe.gate.wg.weight": f"{_FF}.router.scorer.weight",
+        **_experts(f"{_QWEN}.mlp.deepspeed_moe.experts.deepspeed_experts.{{e}}", **_QWEN_MLP),
+        **_connector("transformer.mm_projector.image_spatial_proj"),
+        **_tower("transformer.image_tower.image_tower.vision_model", clip=True),
+    },
+    fused={f"{_QWEN}.attn.c_attn.{kind}": ("1", {"q": "1", "k": "1", "v": "1"}) for kind in ("weight", "bias")},
+    training=_TRAINING,
+    export={"architectures": ["MoELLaVAQWenForCausalLM"]},
+    **_text("stablelm"),  # the authors' conversations with Qwen are those with StableLM
+)
+
+_MOIIE: dict[str, Any] = {
+    "config": {
         **_STACK,
         "language.stack.norm_eps": "rms_norm_eps",
         "language.stack.mixer.rope_theta": "rope_theta | 10000",
@@ -142,7 +183,7 @@ MOIIE = Importer(
         "language.stack.moe.router.selector.k": "num_experts_per_tok",
         "max_length": "tokenizer_model_max_length | max_position_embeddings",
     },
-    fixed={
+    "fixed": {
         "language.name": _DECODER,
         "language.stack.norm": "rms",
         "language.stack.mixer.name": "attention",
@@ -156,23 +197,49 @@ MOIIE = Importer(
         "language.stack.moe.router.weigher": {"name": "gather", "renorm": True},
         "language.stack.moe.experts.name": "swiglu",
     },
-    # With another number of experts the authors' offset of the language experts, 1, is no quarter of them.
-    expect={"model_type": "bunny-llama3-moe", "num_experts": 4, "hidden_act": "silu"},
+    "training": _TRAINING,
+}
+# With another number of experts the authors' offset of the language experts, 1, is no quarter of them.
+_POOLS = {"num_experts": 4, "hidden_act": "silu"}
+_MOIIE_KEYS = {
+    **_EDGES,
+    **_norms("model.layers.{n}", "input_layernorm", "post_attention_layernorm", ("weight",)),
+    "model.norm.weight": "language.stack.norm.weight",
+    "model.layers.{n}.mlp.gate_vis.weight": f"{_FF}.router.scorer.weight.0",
+    "model.layers.{n}.mlp.gate.weight": f"{_FF}.router.scorer.weight.1",
+    **_connector("model.mm_projector"),
+    **_tower("model.vision_tower.vision_tower.vision_model", clip=False),
+}
+
+MOIIE = Importer(
+    expect={"model_type": "bunny-mm-llama3-moe-s", **_POOLS},
+    keys={**_MOIIE_KEYS, **_ATTENTION, **_DENSE, **_experts("model.layers.{n}.mlp.experts.{e}")},
+    export={"architectures": ["BunnyMMSLlamaMoEForCausalLM"]},
+    **_MOIIE,
+    **_text("llama3"),
+)
+
+_PHI3 = "model.layers.{n}"
+MOIIE_PHI3 = Importer(
+    expect={"model_type": "bunny-mm-phi3-moe-s", "rope_scaling": None, **_POOLS},
     keys={
-        **_EDGES,
-        **_ATTENTION,
-        **_DENSE,
-        **_norms("model.layers.{n}", "input_layernorm", "post_attention_layernorm", ("weight",)),
-        "model.norm.weight": "language.stack.norm.weight",
-        "model.layers.{n}.mlp.gate_vis.weight": f"{_FF}.router.scorer.weight.0",
-        "model.layers.{n}.mlp.gate.weight": f"{_FF}.router.scorer.weight.1",
-        **_experts("model.layers.{n}.mlp.experts.{e}"),
-        **_connector("model.mm_projector"),
-        **_tower("model.vision_tower.vision_tower.vision_model", clip=False),
+        **_MOIIE_KEYS,
+        **{f"{_PHI3}.self_attn.qkv_proj.weight:{p}": f"{_OURS}.mixer.{p}_proj.weight" for p in "qkv"},
+        f"{_PHI3}.self_attn.o_proj.weight": f"{_OURS}.mixer.o_proj.weight",
+        **{f"{_PHI3}.mlp.gate_up_proj.weight:{p}": f"{_FF}.{p}_proj.weight" for p in ("gate", "up")},
+        f"{_PHI3}.mlp.down_proj.weight": f"{_FF}.down_proj.weight",
+        **{f"{_PHI3}.mlp.experts.{{e}}.{p}.weight": f"{_FF}.experts.{p}[{{e}}]" for p in ("gate_up_proj", "down_proj")},
     },
-    training=_TRAINING,
-    export={"architectures": ["BunnyLlamaMoEForCausalLM"]},
-    **_text("vicuna"),
+    fused={
+        f"{_PHI3}.self_attn.qkv_proj.weight": (
+            "1",
+            {"q": "num_attention_heads", "k": _KV_HEADS, "v": _KV_HEADS},
+        ),
+        f"{_PHI3}.mlp.gate_up_proj.weight": ("1", {"gate": "1", "up": "1"}),
+    },
+    export={"architectures": ["BunnyMMSPhi3MoEForCausalLM"]},
+    **{**_MOIIE, "config": {**_MOIIE["config"], "language.stack.mixer.window": "sliding_window | null"}},
+    **_text("stablelm"),  # the authors' conversations with Phi-3 are those of MoE-LLaVA with StableLM
 )
 
 _INTERN = "language_model.model.layers.{n}"

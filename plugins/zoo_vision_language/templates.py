@@ -35,6 +35,7 @@ TEMPLATES = {
     "plain": Template(),
     "chatml": Template("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>\n"),
     "vicuna": Template("USER: ", " ASSISTANT:", "</s>", _CURIOUS, images_first=False),
+    "llama3": Template("USER: ", "ASSISTANT:", "<|end_of_text|>", _CURIOUS.rstrip(), images_first=False),
     "stablelm": Template("USER: ", " ASSISTANT:", "<|endoftext|>", _CURIOUS, images_first=False),
     "internlm2": Template(
         "<|im_start|>user\n",

@@ -26,7 +26,10 @@ from zoo_vision_language.models.vision_language import IMAGE, TEXT
 SIZE = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 4, "num_attention_heads": 4,
         "pad_token_id": None, "bos_token_id": None, "eos_token_id": None, "max_position_embeddings": 64}  # fmt: skip
 VISION = {"hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 3, "num_attention_heads": 2, "patch_size": 4}
-NAMES = {"moe_llava": "moe_llava_stablelm", "moiie": "moiie_llama3_8b", "mono_internvl": "mono_internvl_2b"}
+NAMES = {
+    "moe_llava": "moe_llava_stablelm", "moe_llava_qwen": "moe_llava_qwen", "moiie": "moiie_llama3_8b",
+    "moiie_phi3": "moiie_phi3_mini", "mono_internvl": "mono_internvl_2b",
+}  # fmt: skip
 
 
 def randomised(model: nn.Module) -> nn.Module:
@@ -35,17 +38,19 @@ def randomised(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def mixed(state: dict[str, Tensor], layers: list[int], rename: Any, gates: dict[str, int]) -> dict[str, Tensor]:
+def mixed(
+    state: dict[str, Tensor], layers: list[int], rename: Any, gates: dict[str, int], under: str = "model.layers"
+) -> dict[str, Tensor]:
     """The MLPs of these layers as four equal experts, and gates."""
     found = {}
     for key, value in state.items():
-        n = int(key.split(".")[2]) if key.startswith("model.layers.") else -1
+        n = int(key.split(".")[2]) if key.startswith(f"{under}.") else -1
         if n in layers and ".mlp." in key:
             found |= {rename(key, e): value.clone() for e in range(4)}
         else:
             found[key] = value
     for n in layers:
-        found |= {f"model.layers.{n}.mlp.{gate}.weight": torch.randn(rows, 32) for gate, rows in gates.items()}
+        found |= {f"{under}.{n}.mlp.{gate}.weight": torch.randn(rows, 32) for gate, rows in gates.items()}
     return found
 
 
@@ -85,11 +90,62 @@ def moe_llava() -> Made:
     return foreign, tensors, language, lambda x: mlp(clip(x, output_hidden_states=True).hidden_states[-2][:, 1:])
 
 
-def moiie() -> Made:
-    settings = {**SIZE, "num_key_value_heads": 2, "rms_norm_eps": 1e-5}
+QWEN = {
+    "model.embed_tokens": "transformer.wte", "model.layers": "transformer.h", "model.norm": "transformer.ln_f",
+    "input_layernorm": "ln_1", "post_attention_layernorm": "ln_2", "self_attn.o_proj": "attn.c_proj",
+    "mlp.gate_proj": "mlp.w2", "mlp.up_proj": "mlp.w1", "mlp.down_proj": "mlp.c_proj",
+}  # fmt: skip
+
+
+def moe_llava_qwen() -> Made:
+    settings = {**SIZE, "num_key_value_heads": 4, "rms_norm_eps": 1e-5}
     language = randomised(
-        transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings, rope_parameters=rope(5e5)))
+        transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**settings, rope_parameters=rope(1e4)))
     )
+    clip = randomised(transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**VISION, image_size=16)))
+    mlp, tensors = projector("transformer.mm_projector.image_spatial_proj", 16)
+    state = {}
+    for key, value in language.state_dict().items():
+        for ours, theirs in QWEN.items():
+            key = key.replace(ours, theirs)
+        if ".self_attn." not in key:
+            state[key] = value
+    for n, layer in enumerate(language.model.layers):
+        parts = [getattr(layer.self_attn, f"{p}_proj") for p in "qkv"]
+        for kind in ("weight", "bias"):
+            state[f"transformer.h.{n}.attn.c_attn.{kind}"] = torch.cat([getattr(p, kind).data for p in parts])
+
+    def rename(key: str, e: int) -> str:
+        return key.replace(".mlp.", f".mlp.deepspeed_moe.experts.deepspeed_experts.{e}.")
+
+    tensors |= mixed(state, [0, 2], rename, {"deepspeed_moe.gate.wg": 4}, "transformer.h")
+    tensors |= under("transformer.image_tower.image_tower", clip)
+    moe = {"moe_mode": "sparse", "num_experts": [4, 4], "top_k_experts": 2, "use_residual": False}
+    sizes = {k: v for k, v in SIZE.items() if k not in ("intermediate_size", "max_position_embeddings")}
+    foreign = {
+        **sizes,
+        "model_type": "moe_llava_qwen",
+        "moe": moe,
+        "no_bias": True,
+        "rotary_pct": 1.0,
+        "seq_length": 64,
+    }
+    foreign |= {"intermediate_size": 48, "layer_norm_epsilon": 1e-5, "rotary_emb_base": 10000}
+    return foreign, tensors, language, lambda x: mlp(clip(x, output_hidden_states=True).hidden_states[-2][:, 1:])
+
+
+def moiie() -> Made:
+    return of_moiie("llama", transformers.LlamaForCausalLM, transformers.LlamaConfig, 5e5)
+
+
+def moiie_phi3() -> Made:
+    """Its queries, keys and values, and the two halves of an MLP, are one tensor each."""
+    return of_moiie("phi3", transformers.Phi3ForCausalLM, transformers.Phi3Config, 1e4)
+
+
+def of_moiie(kind: str, model: Any, config: Any, theta: float) -> Made:
+    settings = {**SIZE, "num_key_value_heads": 2, "rms_norm_eps": 1e-5}
+    language = randomised(model(config(**settings, rope_parameters=rope(theta))))
     look = {"image_size": 16, "hidden_act": "gelu_pytorch_tanh", "vision_use_head": False}
     siglip = randomised(transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**VISION, **look)))
     mlp, tensors = projector("model.mm_projector", 16)
@@ -99,8 +155,8 @@ def moiie() -> Made:
 
     tensors |= mixed(language.state_dict(), [1, 3], rename, {"gate": 3, "gate_vis": 3})
     tensors |= under("model.vision_tower.vision_tower", siglip)
-    foreign = {**settings, "model_type": "bunny-llama3-moe", "hidden_act": "silu", "rope_theta": 5e5}
-    foreign |= {"num_experts": 4, "num_experts_per_tok": 2}
+    foreign = {**settings, "hidden_act": "silu", "rope_theta": theta, "num_experts": 4}
+    foreign |= {"model_type": f"bunny-mm-{kind}{'3' * (kind == 'llama')}-moe-s", "num_experts_per_tok": 2}
     return foreign, tensors, language, lambda x: mlp(siglip(x, output_hidden_states=True).hidden_states[-2])
 
 
@@ -147,7 +203,10 @@ def mono_internvl() -> Made:
     return foreign, tensors, language, lambda x: mlp(shuffled(patch(x).flatten(2).mT + position[:, 1:], (4, 4), 2))
 
 
-MAKE = {"moe_llava": moe_llava, "moiie": moiie, "mono_internvl": mono_internvl}
+MAKE = {
+    "moe_llava": moe_llava, "moe_llava_qwen": moe_llava_qwen, "moiie": moiie, "moiie_phi3": moiie_phi3,
+    "mono_internvl": mono_internvl,
+}  # fmt: skip
 SMALL_TOWER = {
     "image_size": [16, 16],
     "tower": {"hidden_size": 16, "intermediate_size": 20, "num_layers": 3, "num_heads": 2, "patch": 4},
@@ -209,7 +268,7 @@ def test_ours_becomes_a_checkpoint_again(checkpoint: Any, tmp_path: Path) -> Non
     model = convert(str(folder), tmp_path / "ours", f"vision_language/{NAMES[name]}", overrides=overrides)
     if name != "mono_internvl":
         with pytest.raises(ZooError, match="layout"):  # the tower's sizes are said in another file of theirs
-            export(model, tmp_path / "theirs", name)
+            export(model, tmp_path / "theirs", "_".join(name.split("_")[: 1 + name.startswith("moe")]))
         return
     export(model, tmp_path / "theirs", name)
     before, after = load_file(folder / "model.safetensors"), load_file(tmp_path / "theirs" / "model.safetensors")
@@ -220,6 +279,9 @@ def test_ours_becomes_a_checkpoint_again(checkpoint: Any, tmp_path: Path) -> Non
 def test_a_layout_that_says_something_else_is_refused(tmp_path: Path) -> None:
     for name, change, told in (
         ("moiie", {"num_experts": 8}, "num_experts=8; only num_experts=4"),
+        ("moiie", {"model_type": "bunny-llama3-moe"}, "model_type"),  # the authors' own baseline, without pools
+        ("moiie_phi3", {"rope_scaling": {"type": "su"}}, "rope_scaling"),
+        ("moe_llava_qwen", {"rotary_pct": 0.5}, "rotary_pct"),
         ("moe_llava", {"moe": {"moe_mode": "dense"}}, "moe.moe_mode"),
         ("mono_internvl", {"ps_version": "v1"}, "ps_version"),
     ):
