@@ -51,3 +51,11 @@ def test_diffusion_sampling(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     told = capsys.readouterr().out
     assert "| zoo |" in told and "| HF grouped_mm |" in told
     assert float(told.partition("largest difference of the pictures: ")[2].split()[0]) < 1e-4
+
+
+def test_against_blind() -> None:
+    interval = runpy.run_path(str(SCRIPTS / "against_blind.py"))["interval"]
+    mean, low, high = interval([1, 0, -1, 1], list("abcd"))
+    assert mean == 0.25 and high - mean == mean - low == pytest.approx(1.96 * (2.75 / 3 / 4) ** 0.5)
+    alone, doubled = interval([1, 0, 0, 1], list("abcd")), interval([1, 0, 0, 1] * 2, list("abcd") * 2)
+    assert alone == pytest.approx(doubled), "the same questions twice are no more evidence"
