@@ -260,6 +260,29 @@ def test_what_is_finished_is_not_run_again(tmp_path, monkeypatch):
     assert len(trained) == 6, "other settings are another run"
 
 
+def test_a_shared_stage_is_trained_once_a_seed(tmp_path, monkeypatch):
+    stages = "stages={body: {steps: 2, trainable: ['embed*']}, head: {steps: 2, trainable: ['head*']}}"
+    small = [s.replace("train.steps=3", "train.steps=4") for s in SMALL]
+    claim = make(set=[*small, stages], share=["body"])
+    trained, real = [], train
+
+    def observed(tree, folder, **kwargs):
+        trained.append((folder.name, list(tree["stages"])))
+        return real(tree, folder, **kwargs)
+
+    monkeypatch.setattr(runs, "train", observed)
+    values, _ = runs.run_all(claim, claims.recipes(claim), tmp_path, 2, print)
+    assert [stages for _, stages in trained] == 2 * [["body"], ["head"], ["head"]]
+    assert len(values["loss"]["system"]) == 2
+    for seed in range(2):
+        names = [name for name, _ in trained if name.endswith(f"-s{seed}")]
+        states = [hub.load(tmp_path / "language" / name).model.state_dict() for name in names]
+        assert len(states) == 3 and all((each["embed.weight"] == states[0]["embed.weight"]).all() for each in states)
+        assert not (states[0]["head.weight"] == states[1]["head.weight"]).all()
+    with pytest.raises(ZooError, match="must be the first of its stages"):
+        claims.recipes(make(set=[*small, stages], share=["head"]))
+
+
 def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path):
     path = written(tmp_path)
     claim = claims.read(claims.find(str(path)))

@@ -219,6 +219,21 @@ def test_an_action_changes_the_weights_first(tmp_path, monkeypatch):
     assert all(torch.equal(-one[key], two[key]) for key in one if one[key].is_floating_point())
 
 
+def test_load_takes_what_matches(tmp_path):
+    one = train(tree("seed=1", steps=1), tmp_path / "one", quiet=True)
+    load = f"init: {{name: load, path: {one}, what: ['*heads*']}}"
+    t = tree(f"stages.only={{steps: 1, lr: 0.0, {load}}}", steps=1)
+    start, end = states(train(t, tmp_path / "run", quiet=True), "initial", "only")
+    given = hub.load(one).model.state_dict()
+    heads = {key for key in start if "heads" in key}
+    assert changed(start, end) == heads and not changed({k: end[k] for k in heads}, given)
+    for what, message in (("['x*']", "has no tensor"), ("['*']", "and .* in the model")):
+        wrong = f"init: {{name: load, path: {one}, what: {what}}}"
+        with pytest.raises(ZooError, match=message):
+            other = tree(f"stages.only={{steps: 1, {wrong}}}", "model.stack.hidden_size=32", steps=1)
+            train(other, tmp_path / what.strip("[]'*"), quiet=True)
+
+
 def test_frozen_batch_norms_keep_their_statistics():
     frozen, free = torch.nn.BatchNorm1d(3), torch.nn.BatchNorm1d(3)
     frozen.requires_grad_(False)

@@ -8,6 +8,7 @@ contestants:                               # the system first: the controls are 
   bip: [model.stack.moe.balance.bip.k=2]   # its own settings, or {recipe: ..., set: [...], of: ..., control: ...}
   switch: []
 controls: [dense, dense_wide, random_router]
+share: [tokeniser]                         # first stages that train the same part in all: run once a seed, for all
 metrics:
   loss: {eval: metrics.loss}                                 # from the document of `zoo eval --json`
   max_vio: {log: "moe/layer*/max_vio", steps: [1, 24]}       # from the log of the training
@@ -77,7 +78,8 @@ class Contestant:
 @dataclass
 class Claim:
     """The schema of a claim file. ``flops: free`` needs a ``reason``; ``limit`` evaluates that many items of the
-    split, spread over it, instead of all."""
+    split, spread over it, instead of all. ``share`` names first stages of the recipe: they are trained once a
+    seed, with the first contestant's settings, and every contestant begins its other stages with what they trained."""
 
     claim: str = "???"
     paper: str = ""
@@ -85,6 +87,7 @@ class Claim:
     set: list[str] = field(default_factory=list)
     contestants: dict[str, Any] = field(default_factory=dict)
     controls: list[str] = field(default_factory=list)
+    share: list[str] = field(default_factory=list)
     metrics: dict[str, Any] = field(default_factory=dict)
     expect: list[Any] = field(default_factory=list)
     seeds: int = 5
@@ -200,6 +203,9 @@ def recipes(claim: Claim) -> dict[str, zc.Tree]:
                 trees[name] = resolve_recipe(zc.merge(start, over), name) if c.set else start
             else:
                 trees[name] = read_recipe(c.recipe or claim.recipe, [*claim.set, *c.set])
+            stages = list(trees[name]["stages"])
+            if stages[: len(claim.share)] != claim.share or (stages and len(stages) == len(claim.share)):
+                raise ZooError(f"share={claim.share} must be the first of its stages, and not all; it has {stages}")
         except ZooError as error:
             raise ZooError(f"contestant '{name}': {error}") from error
     return trees

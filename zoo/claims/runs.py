@@ -15,7 +15,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,8 @@ SMOKE_STEPS, SMOKE_ITEMS = 3, 32
 def smaller(tree: zc.Tree) -> zc.Tree:
     """A recipe cut down to a few steps."""
     few = {"steps": min(SMOKE_STEPS, tree["train"]["steps"]), "val_batches": 1, "log_every": 1}
-    return {**tree, "train": {**tree["train"], **few}}
+    stages = {name: {**stage, "steps": min(SMOKE_STEPS, stage["steps"])} for name, stage in tree["stages"].items()}
+    return {**tree, "train": {**tree["train"], **few}, "stages": stages}
 
 
 def run_all(
@@ -76,18 +77,24 @@ def _run_all(
     done, total = 0, len(trees) * seeds
     for seed in range(seeds):
         folders: dict[str, Path] = {}
+        shared: list[Path] = []
+        if claim.share:
+            first = next(iter(trees.values()))
+            shared = _share(claim, smaller(first) if smoke else first, folder, seed, tell)
         for name, base in trees.items():
             tree = {**(smaller(base) if smoke else base), "seed": seed}
             settings = {k: v for k, v in tree.items() if k not in ("out", "resume", "device", "seed")}
             of = folders.get(claim.contestants[name].of or "")
-            mark = digest([settings, claim.split, limit, of.name.rpartition("-s")[0] if of else None])
+            needed = [*([of] if of else []), *(path.parents[1] for path in shared)]
+            before = [path.name.rpartition("-s")[0] for path in needed]
+            mark = digest([settings, claim.split, limit, *(before or [None])])
             here = folders[name] = folder / f"{tree['model']['name']}-{mark}-s{seed}"
             done += 1
             finished = (here / "eval.json").is_file()
             tell(f"[{done}/{total}] {name}, seed {seed}{': finished before' if finished else ''}")
             try:
                 if not finished:
-                    _train(tree, here, of)
+                    _train(_after(tree, claim.share, shared), here, of)
                 _assess(claim, tree, here, limit)
                 for metric, definition in claim.metrics.items():
                     trained = of if of and definition.log else here
@@ -96,6 +103,31 @@ def _run_all(
             except ZooError as error:
                 raise ZooError(f"contestant '{name}', seed {seed} ({here}): {error}") from error
     return values, origins
+
+
+def _share(claim: Claim, base: zc.Tree, folder: Path, seed: int, tell: Callable[[str], None]) -> list[Path]:
+    """The models after the stages that all contestants share; these are trained unless they were."""
+    stages = {name: base["stages"][name] for name in claim.share}
+    tree = {**base, "stages": stages, "seed": seed}
+    settings = {k: v for k, v in tree.items() if k not in ("out", "resume", "device", "seed")}
+    here = folder / f"{tree['model']['name']}-shared-{digest(settings)}-s{seed}"
+    if not (here / "model" / hub.folder.CONFIG).is_file():
+        tell(f"{', '.join(claim.share)} for all, seed {seed}")
+        train(tree, here, quiet=True)
+    return [here / "stages" / name for name in stages]
+
+
+def _after(tree: zc.Tree, share: Sequence[str], shared: Sequence[Path]) -> zc.Tree:
+    """The recipe without the stages that were trained for all; what these trained is loaded first."""
+    if not shared:
+        return tree
+    what = [pattern for name in share for pattern in tree["stages"][name]["trainable"]]
+    stages = {name: stage for name, stage in tree["stages"].items() if name not in share}
+    first = next(iter(stages))
+    if stages[first]["init"] is not None:
+        raise ZooError(f"stages.{first} has an init, so that no stage before it can be shared; remove share")
+    load = {"name": "load", "path": str(shared[-1]), "what": what}
+    return {**tree, "stages": {**stages, first: {**stages[first], "init": load}}}
 
 
 def _train(tree: zc.Tree, folder: Path, of: Path | None) -> None:

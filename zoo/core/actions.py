@@ -11,5 +11,6 @@ PARTS = (
         "arXiv:2212.05055",
         "MoE-LLaVA, MoTE",
     ),
+    PartSpec("init action", "load", "zoo.surgery.actions:Load", "parts of another trained model, by name"),
     PartSpec("init action", "silence", "zoo.surgery.actions:Silence", "experts that say 0 at first", "", "MoTE"),
 )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from zoo import hub
 from zoo.config import at_least
 from zoo.moe import MoE, shared
 from zoo.moe.init import clone
@@ -68,6 +70,36 @@ class Silence:
                 raise ZooError(f"silence: a layer's {self.config.what} have no down_proj; leave it out")
             with torch.no_grad():
                 (last.weight if isinstance(last, nn.Linear) else last).zero_()
+
+
+class Load:
+    """Parts of another trained model, whose names and shapes are the same: a codec, a tower.
+
+    Config:
+        path: the name of trained weights, or a folder.
+        what: wildcards on names of tensors; what matches none of them stays as it is.
+    """
+
+    @dataclass
+    class Config:
+        path: str = "???"
+        what: list[str] = field(default_factory=lambda: ["*"])
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def __call__(self, model: nn.Module, states: States) -> None:
+        c, own = self.config, model.state_dict()
+        trained = hub.load(c.path).model.state_dict()
+        for pattern in c.what:
+            if not (found := fnmatch.filter(trained, pattern)):
+                known = ", ".join(list(trained)[:4])
+                raise ZooError(f"load: '{c.path}' has no tensor '{pattern}'; it has {known}, ...")
+            for name in found:
+                if name not in own or own[name].shape != trained[name].shape:
+                    here = tuple(own[name].shape) if name in own else "missing"
+                    raise ZooError(f"load: {name} is {tuple(trained[name].shape)} there and {here} in the model")
+                own[name].copy_(trained[name])
 
 
 def _mixtures(model: nn.Module) -> list[MoE]:
