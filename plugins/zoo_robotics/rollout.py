@@ -42,12 +42,14 @@ PIECE = 10
 @dataclass
 class Episode:
     """What came of one. ``use_BP`` is the mean gate in each of `BINS` parts of the episode, ``agreed`` of ``gated``
-    steps had the gate's largest expert where the script has its phase, ``seconds`` went into actions."""
+    steps had the gate's largest expert where the script has its phase, ``effort`` is the mean size of the numbers of
+    its actions, and ``seconds`` went into finding them."""
 
     task: str
     seed: int
     success: bool
     steps: int
+    effort: float = 0.0
     seconds: float = 0.0
     agreed: int = 0
     gated: int = 0
@@ -114,7 +116,7 @@ def act(
     generator = torch.Generator(policy.device).manual_seed(seed)
     episode = Episode(world.task, seed, False, 0)
     gates: list[Tensor] = []
-    observation_S = world.reset(seed)
+    observation_S, effort = world.reset(seed), 0.0
     with one_thread(), torch.no_grad():
         for step in range(min(manner.steps or world.limit, world.limit)):
             extra = _view(policy, world) if policy.views else None
@@ -134,10 +136,11 @@ def act(
                 picture = world.picture(size) if size and step % every == 0 else None
                 film.append(Step(picture, action_A.tolist(), None if gate_P is None else gate_P.tolist(), phase))
             observation_S, success = world.step(action_A)
-            episode.steps = step + 1
+            episode.steps, effort = step + 1, effort + float(np.abs(action_A).mean())
             if success:
                 episode.success = True
                 break
+    episode.effort = effort / max(1, episode.steps)
     if gates:
         episode.use_BP = _in_bins(torch.stack(gates))
     return episode
