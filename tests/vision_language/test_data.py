@@ -238,6 +238,7 @@ def test_public_files(name: str, counts: tuple[int, ...], majority: float) -> No
         pytest.skip(f"its files are not here: {error}")
     turns = {split: [t for e in s.examples for t in e.turns] for split, s in data.splits.items()}
     assert tuple(len(turns[split]) for split in ("train", "val", "test")) == counts
+    assert all(file.is_file() for split in data.splits.values() for file in split.files)
     answers = [t.answer for t in turns["test"] if t.kind in ("closed", "true_false")]
     share = max(answers.count(answer) for answer in set(answers)) / len(answers)
     assert share == pytest.approx(majority, abs=5e-4)

@@ -118,10 +118,12 @@ def _sentences(root: Path, part: str, pictures: int) -> Split:
     path = root / part / f"{part}.json"
     try:
         records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        images = root / part / "images"
+        file_of = {file.name: file for file in images.rglob("*.png")}  # the hidden part says no folders
         for r in records:
-            folder = root / part / "images" / str(r.get("directory", 0))
             turn = Turn(r["sentence"].strip(), r["label"], "true_false")
-            pairs += [(folder / f"{part}-{r['identifier']}-{n}.png", [turn]) for n in range(pictures)]
+            names = [f"{part}-{r['identifier']}-{n}.png" for n in range(pictures)]
+            pairs += [(file_of.get(name, images / name), [turn]) for name in names]
     except (OSError, ValueError, KeyError) as error:
         raise ZooError(f"'{path}' is not NLVR as it was published ({error}); fetch the archive again") from error
     return _of_images(pairs)
