@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import zoo
 from zoo import config as zc
+from zoo.moe.ternary import packed, unpacked
 from zoo.spec import ZooError
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def save(
     task: Mapping[str, Any] | None = None,
     preprocessing: Mapping[str, Any] | None = None,
     extra: Mapping[str, Any] | None = None,
+    pack: bool = False,
 ) -> None:
     """Write a model so that `zoo.load` and ``from_pretrained`` find all they need. Other files of the folder stay.
 
@@ -52,9 +54,10 @@ def save(
         preprocessing: plain data that turns raw input into the model's (scaler, vocabulary); default: likewise. A
             tensor in it (of a codec, say) is written to ``preprocessing.safetensors``.
         extra: anything else worth keeping, plain data; nobody reads it back.
+        pack: write ternary experts at five weights a byte (`zoo.moe.ternary`): for use, not for training on.
 
     Raises:
-        ZooError: something is not plain data, or the disk refuses.
+        ZooError: something is not plain data, there is nothing to pack, or the disk refuses.
     """
     folder = Path(folder)
     given = preprocessing if preprocessing is not None else model.saved_with.get("preprocessing", {})
@@ -71,7 +74,8 @@ def save(
         text = json.dumps(document | ({"extra": extra} if extra else {}), indent=2, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
         raise ZooError(f"cannot save the model's config to '{folder}': it must be plain data ({error})") from error
-    tensors = {key: value.detach().cpu().contiguous() for key, value in unique_state(model).items()}
+    state = {key: value.detach() for key, value in unique_state(model).items()}
+    tensors = {key: value.cpu().contiguous() for key, value in (packed(model, state) if pack else state).items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
@@ -112,7 +116,7 @@ def read(folder: Path) -> Saved:
     preprocessing = _with_tensors(preprocessing, folder)
 
     def weights(module: nn.Module) -> None:
-        fill(module, Tensors([folder / WEIGHTS]), str(folder))
+        fill(module, unpacked(module, Tensors([folder / WEIGHTS])), str(folder))
 
     return Saved(name, model, weights, task, preprocessing)
 

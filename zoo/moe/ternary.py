@@ -1,11 +1,13 @@
 """Ternary experts, packed: five weights a byte, for 3^5 = 243 of its 256 values, and one scale a matrix (MoTE).
 
+`packed` is what `zoo.hub.save` writes with ``pack``, `unpacked` what loading makes of it.
+
 Shapes: E experts, R rows, C columns of a matrix, N bytes of one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -71,3 +73,45 @@ def expert_bytes(model: nn.Module) -> tuple[int, int]:
 
 def _banks(model: nn.Module) -> Iterator[Ternary]:
     return (module for module in model.modules() if isinstance(module, Ternary))
+
+
+_MATRICES = {"gate_up_proj": 2, "down_proj": 1}  # matrices with a scale of their own in each parameter
+
+
+def packed(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A model's state with ``KEY.code`` and ``KEY.scale`` in the place of the matrices of its ternary experts. Raises
+    `ZooError` when it has none."""
+    found = dict(state)
+    for key, _, count in _places(model):
+        code_MN, scale_M, _ = pack(found.pop(key).unflatten(1, (count, -1)).flatten(0, 1))
+        found |= {f"{key}.code": code_MN, f"{key}.scale": scale_M}
+    if len(found) == len(state):
+        raise ZooError("the model has no ternary experts to pack; choose experts.name=ternary, or leave pack out")
+    return found
+
+
+def unpacked(model: nn.Module, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The inverse, for a model of the same sizes: weights that `Ternary` sees as those that were packed (to the last
+    bits of the scale); what they were trained from is lost. Raises `ZooError` when the sizes differ."""
+    places = [place for place in _places(model) if f"{place[0]}.code" in tensors]
+    found = {key: tensors[key] for key in tensors} if places else tensors
+    for key, weight_ERC, count in places:
+        assert isinstance(found, dict)
+        code_MN, scale_M = found.pop(f"{key}.code"), found.pop(f"{key}.scale", torch.zeros(0))
+        experts, rows, columns = weight_ERC.shape
+        shape = (rows // count, columns)
+        wanted = (experts * count, -(-shape[0] * columns // DIGITS))
+        if code_MN.shape != wanted or len(scale_M) != len(code_MN):
+            raise ZooError(f"'{key}' is packed for other sizes: {tuple(code_MN.shape)} codes, wanted {wanted}")
+        digit_MRC = unpack(Packed(code_MN, torch.ones_like(scale_M), shape))
+        # A matrix is seen by the mean of its absolute values, which here is that of the digits.
+        share_M = digit_MRC.abs().mean((-2, -1)).clamp(min=1 / max(1, shape[0] * columns))
+        found[key] = (digit_MRC * (scale_M / share_M)[:, None, None]).unflatten(0, (experts, count)).flatten(1, 2)
+    return found
+
+
+def _places(model: nn.Module) -> Iterator[tuple[str, Tensor, int]]:
+    for name, bank in model.named_modules():
+        if isinstance(bank, Ternary):
+            for key, count in _MATRICES.items():
+                yield f"{name}.{key}" if name else key, getattr(bank, key), count
