@@ -1,6 +1,6 @@
 """Robotics: policies with mixtures of experts, in simulation. Importing the manifest needs no torch."""
 
-from zoo.spec import API, DatasetSpec, Input, ModelSpec, PartSpec, Plugin, TaskSpec
+from zoo.spec import API, DatasetSpec, Input, ModelSpec, PartSpec, Plugin, TaskSpec, Weights
 
 _ACT, _FLOW = "zoo_robotics.models.act:ACT", "zoo_robotics.models.flow:FlowPolicy"
 _MOE_ACT, _ADAMOE = "MoE-ACT, arXiv:2601.21971", "AdaMoE-VLA, arXiv:2510.14300"
@@ -10,7 +10,21 @@ _HEADS = "zoo_robotics.models.heads"
 MODELS = (
     ModelSpec("mlp", "zoo_robotics.models.mlp:MLPPolicy", "imitation", "the plain rival: an MLP to a chunk of actions"),
     ModelSpec("act", _ACT, "imitation", "ACT at a size that trains on one core", "arXiv:2304.13705"),
-    ModelSpec("moe_act", _ACT, "imitation", "ACT with a head for every phase, mixed by a router", _MOE_ACT),
+    ModelSpec(
+        "moe_act",
+        _ACT,
+        "imitation",
+        "ACT with a head for every phase, mixed by a router",
+        _MOE_ACT,
+        pretrained={
+            "mt4": Weights(
+                "bundled:weights/moe_act.mt4",
+                "robotics/moe_act_mt4",
+                "Meta-World's scripts on four tasks",
+                "Apache-2.0",
+            )
+        },
+    ),
     ModelSpec("moe_act_surgical", _ACT, "imitation", "MoE-ACT as published: stereo pictures, five phases", _MOE_ACT),
     ModelSpec("adamoe_tiny", _FLOW, "imitation", "a flow-matching action expert with mixtures, tiny", _ADAMOE),
     ModelSpec("adamoe", _FLOW, "imitation", "the published action expert: 18 layers, one of four experts", _ADAMOE),

@@ -6,6 +6,7 @@ before, and the goal (3), which is shown. The four actions are a way of the hand
 
 from __future__ import annotations
 
+import os
 import warnings
 from typing import Any
 
@@ -26,7 +27,12 @@ def _library() -> Any:
             warnings.simplefilter("ignore")  # of gymnasium, about its own future
             import metaworld
             import metaworld.policies
-    except (ImportError, AttributeError, RuntimeError) as error:  # the last two: of a MUJOCO_GL that cannot be
+    except (AttributeError, RuntimeError) as error:  # of a MUJOCO_GL that cannot be
+        asked = os.environ.get("MUJOCO_GL", "")
+        raise ZooError(
+            f"MuJoCo does not load with MUJOCO_GL={asked} ({error}); unset it, or try egl or osmesa"
+        ) from error
+    except ImportError as error:
         raise ZooError(
             f"Meta-World is not here ({error}), so nothing can be simulated; run: pip install 'moe-zoo[robotics]'"
         ) from error

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import os
 import sys
+import warnings
 from ctypes.util import find_library
 from typing import Any
 
@@ -61,12 +63,19 @@ class Camera:
         quality, screen = self.model.vis.quality, self.model.vis.global_
         quality.offsamples = quality.shadowsize = 0  # must be set before a renderer is made
         screen.offwidth, screen.offheight = max(screen.offwidth, size), max(screen.offheight, size)
+        told = sys.unraisablehook
+        sys.unraisablehook = lambda unraisable: None  # of what one that is half made says as it goes
         try:
-            renderer = mujoco.Renderer(self.model, size, size)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of windows that cannot be opened
+                renderer = mujoco.Renderer(self.model, size, size)
         # Which of these it is depends on the library that is missing or has no device.
         except (ImportError, AttributeError, RuntimeError, ValueError, OSError, mujoco.FatalError) as error:
             no_pictures(error)
             return None
+        finally:
+            sys.unraisablehook = told
+        atexit.register(renderer.close)  # later, while the interpreter goes, it would complain
         for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
             renderer.scene.flags[flag] = 0
         return renderer
