@@ -53,7 +53,16 @@ def write_film(film: Sequence[Step], phases: Sequence[str], success: bool, fps: 
             for t in range(n + 1):
                 x0, x1 = (4 + (size - 8) * edge / len(film) for edge in (t, t + 1))
                 pen.rectangle([x0, top + 2, x1, top + row - 3], _colour(largest[t]))
-        frames.append(frame.quantize(128, dither=Image.Dither.NONE))
+        frames.append(frame)
+    # One palette for all: of some frames, and of the colours that mean something.
+    sample = Image.new("RGB", (size, 4 * size), _PAPER)
+    for n in range(3):
+        sample.paste(frames[n * (len(frames) - 1) // 2], (0, n * size))
+    pen = ImageDraw.Draw(sample)
+    for n, colour in enumerate((*COLOURS, _INK, _PAPER)):
+        pen.rectangle([0, 3 * size + n * size // 10, size, 3 * size + (n + 1) * size // 10], colour)
+    palette = sample.quantize(160)
+    frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     path.parent.mkdir(parents=True, exist_ok=True)
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0)
     return [path]
@@ -72,7 +81,7 @@ def plot_use(episodes: Sequence[Episode], phases: Sequence[str], path: Path) -> 
         axis.set(xlim=(0, 1), ylim=(0, 1))
         axis.set_title(task, loc="left", fontsize=9)
     axes[-1].set_xlabel("part of the episode", fontsize=8)
-    axes[0].legend(fontsize=7, ncols=5, loc="lower right", frameon=False)
+    axes[0].legend(fontsize=7, ncols=5, loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
     return save_figure(fig, path)
 
 
