@@ -237,7 +237,7 @@ def test_own_files(tmp_path: Path) -> None:
     files = write_npz(tmp_path / "mine", some(6))
     data = Own(zc.make(Own.Config, path=str(tmp_path), chunk=2))
     assert data.preprocessing | {"phases": 0} == {
-        "tasks": ["lift"], "phases": 0, "chunk": 2, "world": None, "state": 3, "actions": 2
+        "tasks": ["lift"], "phases": 0, "chunk": 2, "world": None, "pictures": None, "state": 3, "actions": 2
     }  # fmt: skip
     assert [len(data.demos(split)) for split in ("train", "val", "test")] == [4, 1, 1]
     assert "6 episodes (4 train, 1 val, 1 test)" in data.notes[-1] and "100% of the steps" in data.notes[-1]

@@ -124,6 +124,19 @@ def test_what_does_not_fit_is_refused() -> None:
             task().match(model, data(**of_data), {})
 
 
+def test_a_policy_that_sees(tmp_path: Path) -> None:
+    whole = data(recording={"size": 32})
+    batch = whole.split("test").__getitems__([0, 1])
+    assert batch["images"].shape == (2, 1, 3, 32, 32) and batch["images"].dtype == torch.uint8
+    model = policy("robotics/act", eyes={"views": 1, "size": 32})
+    task().match(model, whole, {})
+    assert torch.isfinite(task().loss(model, batch).loss)
+    assert act(model, make_world("synthetic", "plug"), 1, 0, Manner(4)).steps == 4
+    for size, there in ((0, "none"), (24, "1 of 24 pixels")):
+        with pytest.raises(ZooError, match=f"the policy sees 1 pictures of 32 pixels and the data have {there}; set"):
+            task().match(model, data(recording={"size": size}), {})
+
+
 def test_an_episode_by_the_policy_it_is_given() -> None:
     """A policy that says what the script says solves the task in the script's own time; its gate is the script's."""
     world = make_world("synthetic", "plug")

@@ -104,8 +104,8 @@ class DemonstrationData:
     """A data set of demonstrations. A subclass gives them by split in `demonstrations`, which is asked once.
 
     Attributes:
-        preprocessing: ``tasks`` and ``phases`` by name, ``state``, ``actions`` and ``chunk`` sizes, and the ``world``
-            that its tasks can be acted in, if any.
+        preprocessing: ``tasks`` and ``phases`` by name, ``state``, ``actions`` and ``chunk`` sizes, the ``world`` that
+            its tasks can be acted in, if any, and of ``pictures`` how many cameras and which side.
         tasks: its own, where a model may know more.
     """
 
@@ -117,6 +117,7 @@ class DemonstrationData:
             "phases": list(PHASES),
             "chunk": config.chunk,
             "world": world,
+            "pictures": None,
         }
 
     def demonstrations(self, split: str) -> list[Demonstration]:

@@ -61,7 +61,8 @@ class Recorded(DemonstrationData):
 
     def __init__(self, config: RecordedConfig) -> None:
         super().__init__(config, config.tasks, self.world, [])
-        self.preprocessing |= {"state": 39, "actions": 4}
+        size = config.recording.size
+        self.preprocessing |= {"state": 39, "actions": 4, "pictures": [1, size] if size else None}
 
     def demonstrations(self, split: str) -> list[Demonstration]:
         return [d for task in self.config.tasks for d in self.of_task(task, split)]
@@ -159,6 +160,8 @@ class Own(DemonstrationData):
         super().__init__(config, sorted({d.task for d in found}), config.world, notes)
         self.dealt = _deal(found, config.split)
         self.preprocessing |= {"state": found[0].observation_TS.shape[1], "actions": found[0].action_TA.shape[1]}
+        if (pictures := found[0].image_TVHWC) is not None:
+            self.preprocessing["pictures"] = list(pictures.shape[1:3])
         self._scale(found)
         labelled = sum(int((d.phase_T >= 0).sum()) for d in found)
         total = sum(len(d) for d in found)

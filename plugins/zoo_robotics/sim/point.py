@@ -84,7 +84,7 @@ class Point:
             radius = size * (0.02 + 0.08 * place[2])
             filled = colour if place is not self.hand_3 or self.held else None
             pen.ellipse([x - radius, y - radius, x + radius, y + radius], fill=filled, outline=colour, width=2)
-        return np.asarray(image)
+        return np.array(image)
 
     def _now(self) -> Floats:
         now_18 = np.zeros(18)

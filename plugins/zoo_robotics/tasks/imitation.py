@@ -133,6 +133,12 @@ class Imitation(Task):
                     f"the data have the {key} {', '.join(p[key])} and the policy {', '.join(getattr(c, key))}; "
                     f"set 'model.{key}=[{asked}]'"
                 )
+        if model.views and p["pictures"] != [model.views, model.view_size]:
+            there = "none" if p["pictures"] is None else "{} of {} pixels".format(*p["pictures"])
+            raise ZooError(
+                f"the policy sees {model.views} pictures of {model.view_size} pixels and the data have {there}; set "
+                f"data.recording.size={model.view_size} (of your own data, data.pictures=true), or model.eyes"
+            )
         if not trained:
             model.set_statistics(data.statistics())
 
