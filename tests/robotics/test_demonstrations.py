@@ -260,8 +260,12 @@ def test_own_files(tmp_path: Path) -> None:
     for file in files[2:]:
         file.unlink()
     np.savez(files[0], **arrays)
-    with pytest.raises(ZooError, match="task 'lift' has 2 episodes, too few"):
+    with pytest.raises(ZooError, match="2 episodes are too few to keep some for val and test"):
         Own(zc.make(Own.Config, path=str(tmp_path)))
+    write_npz(tmp_path / "more", some(4, task="drop, then lift"))
+    data = Own(zc.make(Own.Config, path=str(tmp_path)))
+    assert data.notes[0] == "too few episodes for val and test, all are trained on: lift"
+    assert [len(data.demos(split)) for split in ("train", "val", "test")] == [4, 1, 1]
     (tmp_path / "empty").mkdir()
     with pytest.raises(ZooError, match=r"holds neither meta/info\.json"):
         read_own(tmp_path / "empty", [])

@@ -116,12 +116,17 @@ def test_what_does_not_fit_is_refused() -> None:
         ({"state": 40}, {}, r"the data have 39 numbers of an observation and the policy takes 40; set model\.state=39"),
         ({"actions": 5}, {}, r"the data have 4 numbers of an action and the policy takes 5; set model\.actions=4"),
         ({}, {"chunk": 6}, r"chunks of 6 actions and the policy says 8; set data\.chunk=8, or model\.chunk=6"),
+        ({"phases": ["a b", "c"]}, {}, r"set 'model\.phases=\[reach,descend,grasp,transport,insert\]'"),
         ({"tasks": ["plug"]}, {}, r"the tasks carry, plug and the policy plug; set 'model\.tasks=\[carry,plug\]'"),
     ]
     for settings, of_data, message in cases:
         model = create_model("robotics/mlp", **({"tasks": TASKS} | settings))
         with pytest.raises(ZooError, match=message):
             task().match(model, data(**of_data), {})
+    odd = data()
+    odd.preprocessing["tasks"] = ["drop, then lift"]
+    with pytest.raises(ZooError, match=r"""set 'model\.tasks=\["drop, then lift"\]'"""):
+        task().match(create_model("robotics/mlp"), odd, {})
 
 
 def test_a_policy_that_sees(tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ class Own(DemonstrationData):
         notes: list[str] = []
         found = read_own(Path(config.path).expanduser(), notes, config.pictures)
         super().__init__(config, sorted({d.task for d in found}), config.world, notes)
-        self.dealt = _deal(found, config.split)
+        self.dealt = _deal(found, config.split, notes)
         self.preprocessing |= {"state": found[0].observation_TS.shape[1], "actions": found[0].action_TA.shape[1]}
         if (pictures := found[0].image_TVHWC) is not None:
             self.preprocessing["pictures"] = list(pictures.shape[1:3])
@@ -194,7 +194,7 @@ class Own(DemonstrationData):
         before = self.preprocessing.get("action_range")
         if preprocessing.get("action_range") != before:
             path = Path(self.config.path).expanduser()
-            self.dealt = _deal(read_own(path, [], self.config.pictures), self.config.split)
+            self.dealt = _deal(read_own(path, [], self.config.pictures), self.config.split, [])
             self.found = {}
             self.preprocessing.pop("action_range", None)
             if preprocessing.get("action_range") is not None:
@@ -256,18 +256,25 @@ def write_npz(folder: Path, demonstrations: list[Demonstration]) -> list[Path]:
     return files
 
 
-def _deal(found: list[Demonstration], shares: list[float]) -> dict[str, list[Demonstration]]:
-    """Episodes by split, task by task, in an order that is always the same; training gets what rounding leaves."""
+def _deal(found: list[Demonstration], shares: list[float], notes: list[str]) -> dict[str, list[Demonstration]]:
+    """Episodes by split, task by task, in an order that is always the same; training gets what rounding leaves, and all
+    of a task that has too few."""
     dealt: dict[str, list[Demonstration]] = {split: [] for split in SPLITS}
+    rare = []
     for task in sorted({d.task for d in found}):
         own = [d for d in found if d.task == task]
         order = np.random.default_rng(0).permutation(len(own))
         val, test = (max(1, round(share * len(own))) for share in shares[1:])
         if len(own) <= val + test:
-            raise ZooError(f"task '{task}' has {len(own)} episodes, too few for train, val and test; give at least 3")
+            rare.append(task)
+            val = test = 0
         for place, number in enumerate(order):
             split = "val" if place < val else "test" if place < val + test else "train"
             dealt[split].append(own[number])
+    if not dealt["val"]:
+        raise ZooError(f"{len(found)} episodes are too few to keep some for val and test; give at least 3 of a task")
+    if rare:
+        notes.append(f"too few episodes for val and test, all are trained on: {', '.join(rare[:5])}")
     return dealt
 
 

@@ -6,6 +6,7 @@ Shapes: B batch, K actions of a chunk, A numbers of an action, P phases.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -128,7 +129,7 @@ class Imitation(Task):
             )
         for key in ("tasks", "phases"):
             if list(p[key]) != list(getattr(c, key)):
-                asked = ",".join(p[key])
+                asked = ",".join(name if re.fullmatch(r"[\w-]+", name) else json.dumps(name) for name in p[key])
                 raise ZooError(
                     f"the data have the {key} {', '.join(p[key])} and the policy {', '.join(getattr(c, key))}; "
                     f"set 'model.{key}=[{asked}]'"
