@@ -64,5 +64,5 @@ def eval_command(
         table("expert load", ("MoE layer", "entropy", "dead", "max violation"), load)
     for file in files:
         typer.echo(f"wrote {file}")
-    wanted = " ".join(f"{key}=..." for key, known in predictor.inputs.items() if known.required)
-    typer.echo(f"\nNext:\n  zoo predict {name} {wanted} --out predictions\n  zoo info {name}")
+    wanted = "".join(f" {key}=..." for key, known in predictor.inputs.items() if known.required)
+    typer.echo(f"\nNext:\n  zoo predict {name}{wanted} --out predictions\n  zoo info {name}")

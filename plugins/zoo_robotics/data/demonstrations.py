@@ -173,8 +173,5 @@ class DemonstrationData:
         known = preprocessing["tasks"]
         for task in self.tasks:
             if task not in known:
-                raise ZooError(
-                    f"the model was not trained on task '{task}'; {registry.suggest(task, known)}: it knows "
-                    f"{', '.join(known)}"
-                )
+                raise ZooError(f"the model was not trained on task '{task}'; {registry.suggest(task, known)}")
         self.preprocessing = {**self.preprocessing, "tasks": list(known), "phases": list(preprocessing["phases"])}
