@@ -67,7 +67,7 @@ class MetaWorld:
         self.script: Any = library.policies.ENV_POLICY_MAP[f"{self.task}-v3"]()
         chosen = getattr(self.script, "_desired_pos", self.script.get_action)
         self.branches = Branches(chosen)
-        self.phases = phase_names(self.task, max(1, len(self.branches.bodies)), PHASES)
+        self.phases = phase_names(self.task, len(self.branches.bodies), PHASES)
         self.camera = Camera(self.env)
 
     def reset(self, seed: int) -> Floats:

@@ -27,28 +27,28 @@ there is more than five of is called as the last."""
 
 
 class Branches:
-    """Watches a function: ``found(*arguments)`` returns its value and the number of the branch that was taken.
+    """Watches a function: ``found(call)`` returns the value of a call of it, and the number of the branch it took.
 
-    A branch is a body of an ``if`` chain (``elif`` and ``else`` too) that holds no further ``if``; they are numbered in
-    the order of the source. A function without a condition has one, number 0.
+    A branch is a ``return``, in the order of the source. Of a function with a single one it is a body of an ``if``
+    chain that holds no further ``if``, and one more where none of them was gone through.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
         self.code: CodeType = inspect.unwrap(function).__code__  # type: ignore[attr-defined]
         tree = ast.parse(textwrap.dedent(inspect.getsource(self.code)))
         offset = self.code.co_firstlineno - 1
-        bodies: list[tuple[int, int]] = []
-        for node in ast.walk(tree):
-            if isinstance(node, ast.If):
-                for body in (node.body, node.orelse):
-                    if body and not any(isinstance(inner, ast.If) for each in body for inner in ast.walk(each)):
-                        bodies.append((body[0].lineno + offset, (body[-1].end_lineno or body[-1].lineno) + offset))
-        self.bodies = sorted(bodies)
+        nodes = list(ast.walk(tree))
+        ends: list[tuple[ast.stmt, ast.stmt]] = [(node, node) for node in nodes if isinstance(node, ast.Return)]
+        if len(ends) < 2:
+            bodies = [body for node in nodes if isinstance(node, ast.If) for body in (node.body, node.orelse) if body]
+            ends = [
+                (b[0], b[-1]) for b in bodies if not any(isinstance(n, ast.If) for each in b for n in ast.walk(each))
+            ]
+        self.bodies = sorted((one.lineno + offset, (two.end_lineno or two.lineno) + offset) for one, two in ends)
 
     def found(self, call: Callable[[], Any]) -> tuple[Any, int]:
-        """Run ``call``, in which the function is called once; the branch is that of the last line in any body."""
-        taken = 0
+        """Run ``call``, in which the function is called once; its branch is that of the last line that is in any."""
+        taken = len(self.bodies)
 
         def line(frame: FrameType, event: str, argument: object) -> Any:
             nonlocal taken
@@ -70,8 +70,8 @@ class Branches:
 
 
 def phase_names(task: str, branches: int, phases: tuple[str, ...]) -> list[int]:
-    """The place in ``phases`` of each of a script's branches."""
-    named = NAMED.get(task)
-    if named is None or len(named) != branches:
-        return [min(number, len(phases) - 1) for number in range(branches)]
-    return [phases.index(name) for name in named]
+    """The place in ``phases`` of each of a script's branches, and of none of them."""
+    named = NAMED.get(task, ())
+    if not named or len(named) != branches:
+        return [min(number, len(phases) - 1) for number in range(branches + 1)]
+    return [phases.index(name) for name in (*named, named[-1])]
