@@ -29,7 +29,7 @@ from zoo import hub
 from zoo.resources import cache_dir
 from zoo.spec import ZooError
 from zoo_robotics.execution import Executor
-from zoo_robotics.sim.world import World, check_action, make_world
+from zoo_robotics.sim.world import World, check_action, make_world, version_of
 
 BINS = 20
 """Parts of an episode, for the use of experts over it."""
@@ -245,7 +245,7 @@ def _in_worker(job: Job) -> list[Episode]:
 
 def script_episodes(world: str, task: str, seeds: Sequence[int], steps: int | None = None) -> list[Episode]:
     """Episodes of a task's script. They do not change, so they are kept in the cache."""
-    path = cache_dir() / "robotics" / "scripts" / f"{world}-{task}-{steps or 'all'}.json"
+    path = cache_dir() / "robotics" / "scripts" / f"{world}-{version_of(world)}-{task}-{steps or 'all'}.json"
     known: dict[str, Any] = {}
     if path.is_file():
         try:

@@ -21,7 +21,7 @@ from zoo_robotics.data import lerobot
 from zoo_robotics.data.demonstrations import SPLITS, ChunkConfig, Demonstration, DemonstrationData
 from zoo_robotics.data.record import Recording, record
 from zoo_robotics.sim.point import TASKS as POINT_TASKS
-from zoo_robotics.sim.world import PHASES, WORLDS, make_world
+from zoo_robotics.sim.world import PHASES, WORLDS, make_world, version_of
 
 FORM = 1
 """Of what is recorded; another number records anew."""
@@ -124,7 +124,7 @@ class MetaWorldData(Recorded):
         """Where the demonstrations of a task and split are, or will be."""
         c = self.config
         count = c.demos if split == "train" else c.held_out
-        settings = json.dumps([FORM, task, split, count, c.seed, asdict(c.recording)])
+        settings = json.dumps([FORM, version_of(self.world), task, split, count, c.seed, asdict(c.recording)])
         mark = hashlib.sha256(settings.encode()).hexdigest()[:8]
         return cache_dir() / "robotics" / "meta_world" / f"{task}-{split}-{count}-{mark}"
 

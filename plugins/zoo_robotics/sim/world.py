@@ -6,6 +6,7 @@ Shapes: S numbers of an observation, A of an action.
 from __future__ import annotations
 
 from functools import cache
+from importlib import metadata
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -74,6 +75,19 @@ def make_world(world: str, task: str) -> World:
 
         return MetaWorld(task)
     raise ZooError(f"no world '{world}'; {registry.suggest(world, WORLDS)}")
+
+
+def version_of(world: str) -> str:
+    """Changes with what episodes of a world depend on: of other versions they may be others."""
+    if world != "meta_world":
+        return "1"
+    found = []
+    for package in ("metaworld", "mujoco"):
+        try:
+            found.append(metadata.version(package))
+        except metadata.PackageNotFoundError:
+            found.append("none")
+    return "-".join(found)
 
 
 def check_action(action_A: Floats, actions: int) -> Floats:
