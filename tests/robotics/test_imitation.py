@@ -123,6 +123,13 @@ def test_what_does_not_fit_is_refused() -> None:
         model = create_model("robotics/mlp", **({"tasks": TASKS} | settings))
         with pytest.raises(ZooError, match=message):
             task().match(model, data(**of_data), {})
+    model, fitting = create_model("robotics/mlp", tasks=TASKS), data()
+    task().match(model, fitting, {})
+    mean_S = torch.tensor(fitting.statistics()["observation"]["mean"])
+    assert torch.equal(model.mean_S, mean_S), "a new model gets the statistics of its data"
+    other = data(seed=1)
+    task().match(model, other, fitting.preprocessing)
+    assert torch.equal(model.mean_S, mean_S), "a trained one keeps those it has"
     odd = data()
     odd.preprocessing["tasks"] = ["drop, then lift"]
     with pytest.raises(ZooError, match=r"""set 'model\.tasks=\["drop, then lift"\]'"""):
@@ -148,18 +155,21 @@ def test_an_episode_by_the_policy_it_is_given() -> None:
 
     class Script(torch.nn.Module):
         config = policy().config
-        chunk, views, zoo_name, device = 1, 0, "script", torch.device("cpu")
+        chunk, views, zoo_name, device, turn = 1, 0, "script", torch.device("cpu"), 0
 
         def act(self, batch: Any, generator: Any) -> Any:
             from zoo_robotics.models.policy import Chunk
 
             advice = world.advise(batch["observation"][0].double().numpy())
             gate = torch.zeros(1, 1, 5)
-            gate[0, 0, advice.phase] = 1
+            gate[0, 0, (advice.phase + self.turn) % 5] = 1
             return Chunk(torch.from_numpy(advice.action_A).float()[None, None], gate)
 
     Script.config.execute, Script.config.ensemble = 1, None
     found, own = act(Script(), world, 1, 5), follow_script(world, 5)
+    turned = Script()
+    turned.turn = 1
+    assert act(turned, world, 1, 5).agreed == 0
     assert (found.success, found.steps) == (own.success, own.steps) == (True, own.steps)
     assert found.agreed == found.gated == found.steps
     use_BP = np.array(found.use_BP)

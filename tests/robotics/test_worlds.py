@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from ctypes.util import find_library
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,8 @@ from zoo_robotics.sim.world import PHASES, check_action, make_world
 
 @pytest.fixture(scope="module")
 def meta_world() -> Any:
-    pytest.importorskip("metaworld", reason="needs metaworld: pip install 'moe-zoo[robotics]'")
+    if find_spec("metaworld") is None:  # not imported: ours chooses first by what to draw
+        pytest.skip("needs metaworld: pip install 'moe-zoo[robotics]'")
     return lambda task: make_world("meta_world", task)
 
 
@@ -158,6 +161,7 @@ def test_pictures_or_none(meta_world: Any, monkeypatch: pytest.MonkeyPatch, caps
     world = meta_world("pick-place")
     world.reset(0)
     picture = world.picture(48)
+    assert picture is not None or not any(find_library(name) for _, name in render.OFFSCREEN), "it can be drawn here"
     if picture is not None:
         assert picture.shape == (48, 48, 3) and picture.std() > 10
         assert picture[0].std(0).max() < 2 < picture[-1].std(0).max(), "the wall is above, the floor below"
