@@ -168,6 +168,7 @@ def test_predict_inputs(zoo: Callable[..., Done], saved: Path, tmp_path: Path) -
     assert "horizon=much must be a number of points" in told(zoo("predict", str(saved), "input=t.csv", "horizon=much"))
     assert "'gone.csv' does not exist" in told(zoo("predict", str(saved), "input=gone.csv"))
     assert "device 'cuda:77' cannot be used here" in told(zoo("predict", str(saved), "input=t.csv", "device=cuda:77"))
+    assert not (tmp_path / "out").exists(), "what is refused leaves no folder behind"
     assert "--out t.csv is a file; name a folder" in told(zoo("predict", str(saved), "input=t.csv", "--out", "t.csv"))
     done = zoo("predict", str(saved), "input=t.csv", "horizon=3", "--out", "o", "--json")
     assert done.code == 0 and json.loads(done.out)["files"][0] == "o/forecast.csv"

@@ -37,8 +37,12 @@ def pop_count(tree: zc.Tree, key: str, default: int | None) -> Any:
 
 def out_folder(out: Path) -> Path:
     """The folder ``--out`` names, made if need be. Raises `ZooError` when a file is in the way."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise ZooError(f"--out {out} is a file; name a folder") from None
+    may_be_folder(out).mkdir(parents=True, exist_ok=True)
+    return out
+
+
+def may_be_folder(out: Path) -> Path:
+    """The same before anything is made, so that what is refused later leaves no folder behind."""
+    if not next(path for path in (out, *out.absolute().parents) if path.exists()).is_dir():
+        raise ZooError(f"--out {out} is a file; name a folder")
     return out

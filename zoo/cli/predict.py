@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from zoo.cli.common import Json, Overrides, out_folder, pop, print_json
+from zoo.cli.common import Json, Overrides, may_be_folder, out_folder, pop, print_json
 
 
 def predict_command(
@@ -30,7 +30,7 @@ def predict_command(
     pairs = [item.partition("=") for item in given if not item.startswith("device=")]
     texts = {key: value for key, _, value in pairs if key in predictor.inputs and predictor.inputs[key].text}
     tree = texts | zc.from_dotlist(["".join(pair) for pair in pairs if pair[0] not in texts])
-    out = out_folder(out)
+    may_be_folder(out)
     if not as_json and (pieces := predictor.stream(**tree)) is not None:
         result = _show(pieces)
     else:
@@ -38,7 +38,7 @@ def predict_command(
             result = predictor.predict(**tree)
     for note in getattr(result, "notes", ()):
         typer.echo(f"data: {note}", err=True)
-    files = predictor.write(result, out)
+    files = predictor.write(result, out_folder(out))
     if as_json:
         print_json({"name": name, "inputs": tree, "files": [str(file) for file in files]})
         return
