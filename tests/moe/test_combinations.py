@@ -77,6 +77,11 @@ def total(y: Tensor, out: RouterOutput, balancers: Balancers) -> Tensor:
     return mixed + sum(balancers.loss((out,)).values())
 
 
+def said(name: str) -> int:
+    """Width of the output: action heads say something narrower than they hear."""
+    return combinations.COMBINATIONS[name].get("experts", {}).get("outputs") or D
+
+
 def parameters(*modules: nn.Module | None) -> dict[str, nn.Parameter]:
     return {
         name: p for module in modules if module is not None for name, p in module.named_parameters() if p.requires_grad
@@ -90,7 +95,7 @@ def test_forward_backward_and_a_gradient_everywhere(name: str) -> None:
     x = torch.randn(B, length, D, requires_grad=True)
     ctx = context(layer, balancers, (B, length))
     y, out = run(layer, x, ctx)
-    assert y.shape == x.shape and y.isfinite().all()
+    assert y.shape == (*x.shape[:-1], said(name)) and y.isfinite().all()
     assert not out.weight_TK[~out.used_TK].any() and not out.used_TK[~out.valid_T].any()
     total(y, out, balancers).backward()
     assert x.grad is not None and x.grad.isfinite().all()
@@ -123,7 +128,7 @@ def test_nothing_to_route_and_empty_experts(name: str, lead: tuple[int, int]) ->
     x = torch.randn(*lead, D, requires_grad=True)
     ctx = context(layer, balancers, lead, valid=torch.full(lead, lead == (1, 1)))
     y, out = run(layer, x, ctx)
-    assert y.shape == x.shape and y.isfinite().all()
+    assert y.shape == (*x.shape[:-1], said(name)) and y.isfinite().all()
     assert bool(out.counts_E().any()) <= (lead == (1, 1))
     total(y, out, balancers).backward()
     balancers.observe((out,))
