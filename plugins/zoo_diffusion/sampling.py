@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from zoo.threads import one_thread
 from zoo_diffusion.objectives import Objective, Predict
 from zoo_diffusion.samplers import Sampler
 
@@ -79,17 +80,6 @@ def sample(
         with one_thread() if small else nullcontext():
             done.append(sampler.run(objective, predict, draw(), draw, lambda size=size: tick(size)))  # type: ignore[misc]
     return torch.cat(done)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Of what is so small that threads cost more than they bring; and sums round the same on every machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def to_pixels(x_BCHW: Tensor) -> NDArray[np.uint8]:

@@ -14,8 +14,7 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +27,7 @@ from torch import Tensor
 from zoo import hub
 from zoo.resources import cache_dir
 from zoo.spec import ZooError
+from zoo.threads import one_thread
 from zoo_robotics.execution import Executor
 from zoo_robotics.sim.world import World, check_action, make_world, version_of
 
@@ -77,17 +77,6 @@ class Manner:
 
 
 AS_IT_IS = Manner()
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Products of a batch of one are slower on several threads, and rounded otherwise."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def act(

@@ -21,13 +21,13 @@ from zoo import hub
 from zoo.download import fetch
 from zoo.resources import cache_dir
 from zoo.spec import DataFile, ZooError
+from zoo.threads import one_thread
 from zoo_audio.data import synthesis
 from zoo_audio.data.files import JSB, NOTTINGHAM
 from zoo_audio.data.recordings import SPLITS, Clips, Recordings, folder, fsdd
 from zoo_audio.data.tokens import Piece, Pieces, Tokens
 from zoo_audio.music import KEYS, frames_of, read_midi
 from zoo_audio.sound import levelled
-from zoo_audio.threads import one_thread
 
 CODEC = "audio/codec.digits"
 

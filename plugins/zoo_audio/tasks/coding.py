@@ -17,11 +17,11 @@ from torchmetrics import Metric, MetricCollection
 
 from zoo.config import at_least
 from zoo.spec import ZooError
+from zoo.threads import one_thread
 from zoo.train.task import Batch, Loss, Task
 from zoo_audio.models.codec import FLOOR
 from zoo_audio.plots import plot_spectrograms
 from zoo_audio.sound import levelled, read_sound, write_sound
-from zoo_audio.threads import one_thread
 
 MELS = 40
 

@@ -18,9 +18,9 @@ from torchmetrics import MeanMetric, MetricCollection
 
 from zoo.config import at_least
 from zoo.spec import ZooError
+from zoo.threads import one_thread
 from zoo.train.task import Batch, Loss, Task
 from zoo_audio.sound import levelled, read_sound
-from zoo_audio.threads import one_thread
 
 SURE = 0.5
 

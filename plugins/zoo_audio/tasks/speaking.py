@@ -17,6 +17,7 @@ from torchmetrics import Metric, MetricCollection
 
 from zoo.config import at_least
 from zoo.spec import ZooError
+from zoo.threads import one_thread
 from zoo.train.task import Batch, Loss, Task
 from zoo_audio import music
 from zoo_audio.data.tokens import DOMAINS
@@ -24,7 +25,6 @@ from zoo_audio.generation import Drawn, asked, generate
 from zoo_audio.plots import plot_roll, plot_spectrograms
 from zoo_audio.sound import levelled, read_sound, write_sound
 from zoo_audio.tasks import judging
-from zoo_audio.threads import one_thread
 from zoo_audio.travelling import codec_of, prompts, speakers_of
 
 MIDI = (".mid", ".midi")

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from zoo_diffusion.sampling import one_thread
+from zoo.threads import one_thread
 
 FEATURES = 32
 EPOCHS, BATCH = 20, 32

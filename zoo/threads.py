@@ -1,4 +1,5 @@
-"""One thread for work on many small tensors, in which several would only wait for each other."""
+"""One thread for work on many small tensors, in which several would only wait for each other; sums then round the same
+on every machine."""
 
 from __future__ import annotations
 
