@@ -122,7 +122,7 @@ class DemonstrationData:
 
     def demonstrations(self, split: str) -> list[Demonstration]:
         """Those of a split, all of one width."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must override demonstrations")
 
     def demos(self, split: str) -> list[Demonstration]:
         """`demonstrations`, checked and kept.

@@ -303,6 +303,8 @@ def _table(path: Path, columns: list[str] | None) -> Any:
 
 def _numbers(table: Any, name: str, path: Path) -> NDArray[Any]:
     """A column as (rows, width)."""
+    import pyarrow as pa
+
     if name not in table.column_names:
         raise ZooError(f"episode file '{path}' has no column '{name}'; record or download it again")
     column = table.column(name).combine_chunks()
@@ -310,7 +312,7 @@ def _numbers(table: Any, name: str, path: Path) -> NDArray[Any]:
         flat = column.flatten() if hasattr(column, "flatten") and column.type.num_fields else column
         values = flat.to_numpy(zero_copy_only=False).astype(np.float64 if name in (STATE, ACTION) else np.int64)
         return values.reshape(len(column), -1)
-    except (ValueError, TypeError, NotImplementedError) as error:  # rows of several lengths, texts
+    except (ValueError, TypeError, pa.ArrowException) as error:  # rows of several lengths, texts
         raise ZooError(f"column '{name}' of '{path}' is no table of numbers ({error}); leave it out") from error
 
 
