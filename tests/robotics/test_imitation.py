@@ -246,6 +246,7 @@ def test_train_eval_and_predict(zoo: Callable[..., Done], tmp_path: Path) -> Non
         assert answers["action"].shape == (3, 8, 4)
     np.savez(tmp_path / "wide.npz", observation=np.zeros((3, 40)))
     for line, message in {
+        ("predict", run, "task=x"): "the policy does not know task 'x'; known: carry, plug",
         ("predict", run, "task=plugg"): "the policy does not know task 'plugg'; did you mean plug?",
         ("predict", run, "seed=-1"): "seed=-1 must be a whole number from 0",
         ("predict", run, "world=mars"): "no world 'mars'",

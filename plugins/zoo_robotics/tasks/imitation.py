@@ -214,9 +214,7 @@ class Imitation(Task):
             task = known[0]
             notes.append(f"no task=...: {task}; there are {', '.join(known)}")
         elif task not in known:
-            raise ZooError(
-                f"the policy does not know task '{task}'; {registry.suggest(task, known)}: {', '.join(known)}"
-            )
+            raise ZooError(f"the policy does not know task '{task}'; {registry.suggest(task, known)}")
         seed, size = _whole("seed", inputs["seed"], 0, 2**31 - 1), _whole("size", inputs["size"], 0, 1024)
         place = make_world(world, task)
         steps = None if inputs["steps"] is None else _whole("steps", inputs["steps"], 1, place.limit)
