@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import random
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -19,7 +20,7 @@ os.environ.pop("ZOO_PLUGINS", None)
 import numpy as np
 import torch
 
-from zoo import resources
+from zoo import cli, resources
 
 THREADS = int(os.environ["OMP_NUM_THREADS"])
 
@@ -64,3 +65,24 @@ def zoo_data() -> Callable[[str], Path]:
         return file
 
     return find
+
+
+class Done(NamedTuple):
+    code: int | str
+    out: str
+    err: str
+
+
+@pytest.fixture
+def zoo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Done]:
+    """``zoo("train", ...)`` runs the command line in this process, inside an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["zoo", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return Done(end.value.code or 0, *capsys.readouterr())
+
+    return run

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from zoo import cli
 from zoo.integrations.adapter import Adapter
 from zoo.integrations.transformers import register
 from zoo.moe.experts.base import Taps
@@ -363,13 +361,10 @@ def test_rows_in_an_unknown_order_are_refused() -> None:
 # -- the command line --------------------------------------------------------------------------------------------------
 
 
-def test_zoo_trace_of_a_folder_of_transformers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_zoo_trace_of_a_folder_of_transformers(zoo: Callable[..., Any]) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    monkeypatch.chdir(tmp_path)
     words = {w: n for n, w in enumerate(["[UNK]", *"abcdefghijklmnopqrstuvwxyz"])}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
@@ -378,22 +373,12 @@ def test_zoo_trace_of_a_folder_of_transformers(
     Path("one.txt").write_text("abc" * 30)
     Path("two.txt").write_text("xyz" * 11)
 
-    def zoo(*line: str) -> tuple[Any, str, str]:
-        monkeypatch.setattr(sys, "argv", ["zoo", "trace", *line])
-        capsys.readouterr()
-        code: Any = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code
-        return (code, *capsys.readouterr())
-
-    code, out, err = zoo("hf:olmoe", "data=[one.txt,two.txt]", "length=32", "batch_size=2")
+    code, out, err = zoo("trace", "hf:olmoe", "data=[one.txt,two.txt]", "length=32", "batch_size=2")
     assert code == 0, err
     document = json.loads(Path("runs/trace/olmoe/metrics.json").read_text())
     assert document["tokens"] == 123 and document["trace"]["names"] == {"domain": ["one", "two"]}
     assert len(document["metrics"]["domain"]["nmi"]) == 3 and "NMI domain" in out
-    assert zoo("hf:olmoe", "data=one.txt", "length=32", "limit=1", "--out", "o")[0] == 0
+    assert zoo("trace", "hf:olmoe", "data=one.txt", "length=32", "limit=1", "--out", "o")[0] == 0
     assert json.loads(Path("o/metrics.json").read_text())["tokens"] == 32
     for line, message in {
         ("hf:olmoe",): "'hf:olmoe' brings no data of its own; name text files",
@@ -402,5 +387,5 @@ def test_zoo_trace_of_a_folder_of_transformers(
         ("hf:olmoe", "data=one.txt", "lenght=3"): "unknown setting 'lenght' of zoo trace hf:olmoe; did you mean length",
         ("hf:olmoe", "data=one.txt", "length=0"): "length=0 must be at least 1",
     }.items():
-        code, out, err = zoo(*line)
+        code, out, err = zoo("trace", *line)
         assert code == 2 and out == "" and f"error: {message}" in err, err

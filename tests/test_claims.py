@@ -281,6 +281,9 @@ def test_a_shared_stage_is_trained_once_a_seed(tmp_path, monkeypatch):
         assert not (states[0]["head.weight"] == states[1]["head.weight"]).all()
     with pytest.raises(ZooError, match="must be the first of its stages"):
         claims.recipes(make(set=[*small, stages], share=["head"]))
+    other = {"system": [], "switch": ["stages.body.lr=1"]}
+    with pytest.raises(ZooError, match="'switch': stage 'body' is shared and trained as system says"):
+        claims.recipes(make(set=[*small, stages], share=["body"], contestants=other))
 
 
 def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path):

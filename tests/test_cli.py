@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -26,30 +26,6 @@ SMALL = (
 )  # fmt: skip
 
 
-class Done(NamedTuple):
-    code: Any
-    out: str
-    err: str
-
-
-@pytest.fixture
-def zoo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Done]:
-    """``zoo("train", ...)`` runs the command line in this process, inside an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> Done:
-        monkeypatch.setattr(sys, "argv", ["zoo", *map(str, arguments)])
-        capsys.readouterr()
-        code: Any = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code
-        return Done(code, *capsys.readouterr())
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved forecaster with its preprocessing."""
@@ -60,7 +36,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.getbasetemp() / "saved0" / "model"
 
 
-def told(done: Done) -> str:
+def told(done: Any) -> str:
     """The one line of an error."""
     assert done.code == 2, done
     lines = done.err.strip().splitlines()
@@ -106,7 +82,7 @@ NAMES = {
 
 
 @pytest.mark.parametrize("line", NAMES, ids=" ".join)
-def test_mistakes(zoo: Callable[..., Done], line: tuple[str, ...], tmp_path: Path) -> None:
+def test_mistakes(zoo: Callable[..., Any], line: tuple[str, ...], tmp_path: Path) -> None:
     assert told(zoo(*line)).startswith(NAMES[line])
     assert list(tmp_path.iterdir()) == [], "nothing was written"
 
@@ -123,7 +99,7 @@ TABLES = {
 
 
 @pytest.mark.parametrize("kind", TABLES)
-def test_tables_that_cannot_be_used(zoo: Callable[..., Done], kind: str, tmp_path: Path) -> None:
+def test_tables_that_cannot_be_used(zoo: Callable[..., Any], kind: str, tmp_path: Path) -> None:
     text, more, message = TABLES[kind]
     (tmp_path / "t.csv").write_text(text)
     line = told(zoo("train", *CSV, "data.path=t.csv", *more))
@@ -131,7 +107,7 @@ def test_tables_that_cannot_be_used(zoo: Callable[..., Done], kind: str, tmp_pat
     assert "'gone.csv' does not exist; check the path" in told(zoo("train", *CSV, "data.path=gone.csv"))
 
 
-def test_weights_that_cannot_be_used(zoo: Callable[..., Done], saved: Path, tmp_path: Path) -> None:
+def test_weights_that_cannot_be_used(zoo: Callable[..., Any], saved: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad"
     bad.mkdir()
     (tmp_path / "t.csv").write_text("x\n" + "1\n2\n" * 20)
@@ -161,7 +137,7 @@ def test_weights_that_cannot_be_used(zoo: Callable[..., Done], saved: Path, tmp_
     assert not (tmp_path / "it_ran").exists()
 
 
-def test_predict_inputs(zoo: Callable[..., Done], saved: Path, tmp_path: Path) -> None:
+def test_predict_inputs(zoo: Callable[..., Any], saved: Path, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("x\n" + "1\n2\n" * 20)
     assert "needs input=... (CSV or parquet file" in told(zoo("predict", str(saved)))
     assert "unknown input 'horizn' of" in told(zoo("predict", str(saved), "input=t.csv", "horizn=3"))
@@ -175,20 +151,20 @@ def test_predict_inputs(zoo: Callable[..., Done], saved: Path, tmp_path: Path) -
     assert "data: no time column" in done.err
 
 
-def test_out_that_is_no_folder(zoo: Callable[..., Done], tmp_path: Path) -> None:
+def test_out_that_is_no_folder(zoo: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     line = told(zoo("train", TINY, *SMALL, "--out", "file", "--fast-dev-run"))
     assert line.startswith("cannot make the run folder 'file/time_series/time_moe_tiny': ") and "--out" in line
 
 
-def test_a_loss_that_is_not_a_number(zoo: Callable[..., Done], tmp_path: Path) -> None:
+def test_a_loss_that_is_not_a_number(zoo: Callable[..., Any], tmp_path: Path) -> None:
     line = told(zoo("train", TINY, *SMALL, "optim.lr=1e30", "train.steps=9", "optim.warmup=0"))
     assert line.startswith("the loss is nan at step 1; lower optim.lr") and "resume=last" in line
     assert told(zoo("eval", "runs/time_series/time_moe_tiny")).startswith("run folder 'runs/time_series/time_moe_tiny'")
 
 
 @pytest.mark.parametrize("write", ["checkpoint", "weights"])
-def test_a_full_disk(zoo: Callable[..., Done], monkeypatch: pytest.MonkeyPatch, write: str, tmp_path: Path) -> None:
+def test_a_full_disk(zoo: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, write: str, tmp_path: Path) -> None:
     replace = os.replace
 
     def full(source: Any, target: Any) -> None:
@@ -202,14 +178,14 @@ def test_a_full_disk(zoo: Callable[..., Done], monkeypatch: pytest.MonkeyPatch, 
     assert list(tmp_path.rglob("*.new")) == [], "half a checkpoint is not left behind"
 
 
-def test_a_resumed_run_keeps_its_settings(zoo: Callable[..., Done], tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_its_settings(zoo: Callable[..., Any], tmp_path: Path) -> None:
     assert zoo("train", TINY, *SMALL, "--fast-dev-run").code == 0
     assert "'optim.lr=3' cannot change in a resumed run" in told(zoo("train", TINY, "optim.lr=3", "resume=last"))
     (tmp_path / "runs/time_series/time_moe_tiny/config.yaml").write_text("model: [")
     assert "cannot be read as YAML" in told(zoo("train", TINY, "resume=last"))
 
 
-def test_debug_shows_the_traceback(zoo: Callable[..., Done]) -> None:
+def test_debug_shows_the_traceback(zoo: Callable[..., Any]) -> None:
     for line in (("--debug", "info", "nope/x"), ("info", "--debug", "nope/x"), ("info", "nope/x", "--debug")):
         with pytest.raises(cli.ZooError, match="unknown model 'nope/x'"):
             zoo(*line)
@@ -219,12 +195,12 @@ def test_debug_shows_the_traceback(zoo: Callable[..., Done]) -> None:
 
 
 @pytest.mark.parametrize("line", [("info", TINY, "--nope"), ("info",), ("nope",), ("train", "--out")], ids=" ".join)
-def test_usage(zoo: Callable[..., Done], line: tuple[str, ...]) -> None:
+def test_usage(zoo: Callable[..., Any], line: tuple[str, ...]) -> None:
     done = zoo(*line)
     assert done.code == 2 and done.out == "" and "Error" in done.err and "Traceback" not in done.err
 
 
-def test_interrupted(zoo: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted(zoo: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
@@ -244,13 +220,13 @@ def test_a_reader_that_goes_away(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", [("list",), ("info", TINY), ("doctor",)], ids=" ".join)
-def test_json_stands_alone(zoo: Callable[..., Done], line: tuple[str, ...]) -> None:
+def test_json_stands_alone(zoo: Callable[..., Any], line: tuple[str, ...]) -> None:
     done = zoo(*line, "--json")
     assert done.code == 0 and isinstance(json.loads(done.out), dict)
     assert zoo(*line).code == 0
 
 
-def test_cfg_prints_what_runs(zoo: Callable[..., Done], tmp_path: Path) -> None:
+def test_cfg_prints_what_runs(zoo: Callable[..., Any], tmp_path: Path) -> None:
     printed = zoo("train", TINY, *SMALL, "--cfg")
     tree = yaml.safe_load(printed.out)
     assert tree["model"]["stack"]["hidden_size"] == 16 and tree["train"]["batch_size"] == 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
@@ -16,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from zoo import cli, config, create_model
+from zoo import config, create_model
 from zoo.moe import MoE, MoEConfig, RouteContext, Routing
 from zoo.spec import ZooError
 from zoo.trace import METRICS, LayerTrace, RoutingTrace, analyse, open_trace, record, write_report
@@ -435,23 +434,6 @@ def test_a_report_says_all_it_can(tmp_path: Path) -> None:
     document = json.loads(files[0].read_text())
     assert document["tokens"] == 2560 and document["metrics"]["load"] == report["load"]
     assert set(analyse(traced(index, 8))) == {"load", "coactivation", "transition", "srp", "cache"}
-
-
-@pytest.fixture
-def zoo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Any]:
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[Any, str, str]:
-        monkeypatch.setattr(sys, "argv", ["zoo", *map(str, arguments)])
-        capsys.readouterr()
-        code: Any = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code
-        return (code, *capsys.readouterr())
-
-    return run
 
 
 def test_zoo_trace(zoo: Callable[..., Any], tmp_path: Path) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from zoo import cli, hub
+from zoo import hub
 
 TEXT = "To be, or not to be: that is the question.\n" * 60
 SMALL = (
@@ -20,19 +19,10 @@ Run = Callable[..., tuple[object, str, str]]
 
 
 @pytest.fixture
-def zoo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """``zoo("train", ...)``: exit code, standard output and error, inside a folder of its own."""
-    monkeypatch.chdir(tmp_path)
+def zoo(zoo: Run, tmp_path: Path) -> Run:
+    """The command line, with a text of one's own in the folder."""
     (tmp_path / "own.txt").write_text(TEXT)
-
-    def run(*arguments: str) -> tuple[object, str, str]:
-        monkeypatch.setattr(sys, "argv", ["zoo", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return end.value.code or 0, *capsys.readouterr()
-
-    return run
+    return zoo
 
 
 def test_from_ones_own_text_to_text(zoo: Run, tmp_path: Path) -> None:

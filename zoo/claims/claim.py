@@ -206,6 +206,9 @@ def recipes(claim: Claim) -> dict[str, zc.Tree]:
             stages = list(trees[name]["stages"])
             if stages[: len(claim.share)] != claim.share or (stages and len(stages) == len(claim.share)):
                 raise ZooError(f"share={claim.share} must be the first of its stages, and not all; it has {stages}")
+            for stage in claim.share:
+                if trees[name]["stages"][stage] != trees[first]["stages"][stage]:
+                    raise ZooError(f"stage '{stage}' is shared and trained as {first} says; leave its settings alone")
         except ZooError as error:
             raise ZooError(f"contestant '{name}': {error}") from error
     return trees
