@@ -128,10 +128,13 @@ class Input:
 
 @dataclass(frozen=True)
 class TaskSpec:
+    """``follows`` are settings of a model that a recipe may leave out: they are those of its data, of the same name."""
+
     name: str
     target: str
     doc: str = ""
     inputs: tuple[Input, ...] = ()
+    follows: tuple[str, ...] = ()
     requires: tuple[str, ...] = ()
 
 

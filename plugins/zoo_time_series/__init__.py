@@ -220,6 +220,7 @@ plugin = Plugin(
                 Input("time", "name of the time column; found when not given"),
                 Input("columns", "columns to forecast, comma-separated; by default all numeric ones"),
             ),
+            follows=("context", "horizon"),
             requires=("pandas",),
         ),
     ),

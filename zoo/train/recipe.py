@@ -136,7 +136,8 @@ def read_recipe(recipe: str, overrides: Sequence[str] = ()) -> zc.Tree:
 
 
 def resolve_recipe(tree: zc.Tree, where: str) -> zc.Tree:
-    """Check a recipe tree; the task defaults to the one that the model's spec names."""
+    """Check a recipe tree; the task defaults to the one that the model's spec names, and settings of the model that
+    its task says follow the data's do, unless the recipe sets them."""
     model = tree.get("model")
     name = model if isinstance(model, str) else model.get("name") if isinstance(model, dict) else None
     if not isinstance(name, str):
@@ -147,9 +148,18 @@ def resolve_recipe(tree: zc.Tree, where: str) -> zc.Tree:
     if data is None:
         raise ZooError(f"recipe '{where}' names no data set; set data.name=..., one of {registry.list_datasets()}")
     data = in_plugin_of(name, data)
+    tree["model"] = _following(model, task, zc.resolve_part("data set", data, "data"))
     resolved = zc.resolve(Recipe, {**tree, "data": data})
     _resolve_stages(resolved, name, data, (tree.get("train") or {}).get("steps"))
     return resolved
+
+
+def _following(model: Any, task: str, data: zc.Tree | None) -> Any:
+    """The model section with what follows the data, where the model has such a setting and the recipe none."""
+    node = {"name": model} if isinstance(model, str) else model
+    own = registry.find_model(node["name"])[0].load().Config.__dataclass_fields__
+    follows = getattr(registry.find("task", task).spec, "follows", ())
+    return {**{key: data[key] for key in follows if data and key in data and key in own}, **node}
 
 
 def _resolve_stages(tree: zc.Tree, model: str, data: Any, steps: int | None) -> None:

@@ -5,10 +5,7 @@ Imports pandas: import this module only where a table is read.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,116 +13,15 @@ import pandas as pd
 from zoo.registry import suggest
 from zoo.spec import ZooError
 from zoo_time_series.data.frequency import ROWS, Frequency, infer
+from zoo_time_series.data.table import distinct, numeric, parse_times, read_table, time_column, unnamed
 from zoo_time_series.data.windows import Panel, listed
 
-LONG = ("unique_id", "ds", "y")
-TIME_NAMES = ("ds", "date", "datetime", "time", "timestamp", "year", "month", "day", "index", "t", "step")
+__all__ = ["read_table", "to_panel"]
 
-
-# -- reading ---------------------------------------------------------------------------------------------------------
-
-
-def read_table(path: str | Path) -> pd.DataFrame:
-    """A CSV (comma, semicolon or tab; UTF-8 or Latin-1) or parquet file. Raises `ZooError` for anything else."""
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise ZooError(f"data file '{path}' {'is a folder' if file.is_dir() else 'does not exist'}; check the path")
-    try:
-        if file.suffix.lower() in (".parquet", ".pq"):
-            frame = pd.read_parquet(file)
-            return frame if isinstance(frame.index, pd.RangeIndex) else frame.reset_index()
-        with file.open("rb") as stream:
-            head = stream.read(65536)
-        if b"\0" in head:
-            raise ZooError(f"data file '{path}' is binary, not a CSV; export the table as CSV or parquet")
-        return _read_csv(file, head)
-    except ImportError as error:
-        raise ZooError(f"reading '{path}' needs a parquet engine; run: pip install pyarrow") from error
-    except pd.errors.EmptyDataError:
-        raise ZooError(f"data file '{path}' is empty; give a table with a header and numeric columns") from None
-    except (ValueError, OSError) as error:  # ParserError and pyarrow's errors are ValueErrors
-        first = str(error).strip().partition("\n")[0]
-        raise ZooError(f"data file '{path}' cannot be read as a table: {first}; export it as CSV or parquet") from error
-
-
-def _read_csv(file: Path, head: bytes) -> pd.DataFrame:
-    header = head.partition(b"\n")[0]
-    sep = max(",;\t", key=lambda c: header.count(c.encode()))
-    options: dict[str, Any] = {"sep": sep, "decimal": "," if sep == ";" and b"," in head else ".", "low_memory": False}
-    if all(_is_number(name) for name in header.decode("latin-1").strip().split(sep)):
-        options["header"] = None  # the first row holds values
-    try:
-        frame = pd.read_csv(file, encoding="utf-8-sig", **options)
-    except UnicodeDecodeError:
-        frame = pd.read_csv(file, encoding="latin-1", **options)
-    frame.columns = [str(name).strip() for name in frame.columns]
-    return frame
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text.strip().strip('"').replace(",", "."))
-    except ValueError:
-        return False
-    return True
-
-
-def parse_times(column: pd.Series) -> pd.Series:
-    """Times as datetimes without a zone, or as plain numbers; missing where they cannot be read.
-
-    Numbers are dates when they look like 20240131, seconds or milliseconds of the epoch when they are that large.
-    """
-    if pd.api.types.is_numeric_dtype(column):
-        low, high = column.min(), column.max()
-        if low >= 19000101 and high <= 21001231:
-            return pd.to_datetime(column.astype("Int64").astype("string"), format="%Y%m%d", errors="coerce")
-        unit = "s" if low >= 1e8 and high < 1e11 else "ms" if low >= 1e11 and high < 1e14 else None
-        whole = column.notna().all() and (column % 1 == 0).all()
-        return pd.to_datetime(column, unit=unit) if unit else column.astype(int if whole else float)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pandas warns of formats it tries row by row, which is what is wanted
-        try:
-            times = pd.to_datetime(column, errors="coerce")
-            if times.isna().sum() > column.isna().sum():
-                other = pd.to_datetime(column, errors="coerce", dayfirst=True)
-                times = other if other.isna().sum() < times.isna().sum() else times
-        except ValueError:  # offsets from UTC that change, as with daylight saving
-            times = pd.to_datetime(column, errors="coerce", utc=True)
-    return times.dt.tz_localize(None) if getattr(times.dt, "tz", None) is not None else times
-
-
-def _time_column(frame: pd.DataFrame) -> str | None:
-    """The first column that is named or reads like a time and is not mostly unreadable."""
-    for name in frame.columns:
-        column = frame[name]
-        if pd.api.types.is_datetime64_any_dtype(column):
-            return name
-        named = str(name).lower() in TIME_NAMES or str(name).startswith("Unnamed")
-        if pd.api.types.is_numeric_dtype(column):
-            if named and column.is_unique and column.notna().all() and (column % 1 == 0).all():
-                return name
-            continue
-        sample = column.dropna().head(200)
-        if len(sample) and numeric(sample) is None and parse_times(sample).notna().mean() > (0.5 if named else 0.9):
-            return name
-    return None
-
-
-def numeric(column: pd.Series) -> tuple[np.ndarray, int] | None:
-    """The column as float64 with NaN where missing or infinite, and how many texts became missing; None if not numeric.
-
-    A column of text counts as numeric when at least nine in ten of its entries are numbers.
-    """
-    if pd.api.types.is_datetime64_any_dtype(column) or isinstance(column.dtype, pd.CategoricalDtype):
-        return None
-    values = pd.to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=np.nan)
-    lost = int((np.isnan(values) & column.notna().to_numpy()).sum())
-    if lost > 0.1 * column.notna().sum():
-        return None
-    return np.where(np.isfinite(values), values, np.nan), lost
-
-
-# -- a table as a panel ----------------------------------------------------------------------------------------------
+GLUONTS = {"item_id": "unique_id", "timestamp": "ds", "target": "y"}
+"""What GluonTS and AutoGluon call the columns of a long table."""
+MOST_AGAIN = 0.25
+"""Share of the rows of a wide table that may repeat a time."""
 
 
 def to_panel(
@@ -137,7 +33,8 @@ def to_panel(
     static: Sequence[str] = (),
     what: str = "the table",
 ) -> Panel:
-    """Series of a wide table (a time column and numeric columns) or of a long one (``unique_id``, ``ds``, ``y``).
+    """Series of a wide table (a time column and numeric columns) or of a long one (``unique_id``, ``ds``, ``y``; or
+    ``item_id``, ``timestamp``, ``target``).
 
     Args:
         frame: any table; a ``DatetimeIndex`` or a named index counts as a column.
@@ -149,25 +46,42 @@ def to_panel(
 
     Rows are sorted; of two rows with one time the last counts; gaps become missing values. All of it is noted.
     """
-    if not isinstance(frame.index, pd.RangeIndex) and (frame.index.name or frame.index.dtype.kind == "M"):
+    dates = isinstance(frame.index, (pd.DatetimeIndex, pd.PeriodIndex))
+    if isinstance(frame.index, pd.MultiIndex):
+        frame = frame.reset_index()
+    elif not isinstance(frame.index, pd.RangeIndex) and (frame.index.name or dates):
         frame = frame.reset_index(names=frame.index.name or "time")
-    frame = frame.rename(columns=str)
     notes: list[str] = []
+    names, again = distinct(frame.columns)
+    frame = frame.set_axis(names, axis=1)
+    if again:
+        notes.append(f"columns of one name were told apart: {listed(again)}")
+    if {"item_id", "target"} <= set(names) and not {"unique_id", "y"} & set(names):
+        frame, time = frame.rename(columns=GLUONTS), GLUONTS.get(time or "", time)
     if time is not None and time not in frame.columns:
         raise ZooError(f"{what} has no time column '{time}'; {suggest(time, frame.columns)}")
     for name in (*known, *static):
         if name not in frame.columns:
             raise ZooError(f"{what} has no covariate '{name}'; {suggest(name, frame.columns)}")
     if {"unique_id", "y"} <= set(frame.columns):
-        time = time or ("ds" if "ds" in frame.columns else None)
+        told = [name for name in ("unique_id", "y", *known, *static)]
+        time = time or ("ds" if "ds" in frame.columns else time_column(frame.drop(columns=told)))
         return _long_panel(frame, time, columns, known, static, what, notes)
     if static:
         raise ZooError(f"{what} is wide, and static covariates want a long one (unique_id, ds, y); set data.static=[]")
-    time = time or _time_column(frame)
+    time = time or time_column(frame.drop(columns=[*known]))
     if time is None:
         notes.append("no time column: rows are taken in order, no season is known")
+    elif numbers := [name for name in frame.columns[:1] if unnamed(name) and name != time and name not in known]:
+        frame = frame.drop(columns=numbers)
+        notes.append(f"dropped the row numbers in the first column, '{numbers[0]}'")
     kept = _numeric_columns(frame.drop(columns=[*([time] if time else []), *known]), columns, what, notes)
     order, time_N = _ordered(frame, time, np.zeros(len(frame), np.int64), notes)
+    if len(frame) - len(order) > MOST_AGAIN * len(frame):
+        raise ZooError(
+            f"{what}: {len(frame) - len(order)} of {len(frame)} rows repeat a time of '{time}' or have none; name the "
+            "columns of a long table unique_id, ds and y, or name another time column"
+        )
     frequency, slot_N = _slots(time_N, np.zeros(len(order), np.int64), notes)
     rows = int(slot_N[-1]) + 1
     values = np.full((len(kept), rows), np.nan)
