@@ -414,6 +414,16 @@ def test_all_claims_are_listed(monkeypatch, capsys):
     assert set(rows.values()) <= {"not run yet", "holds", "does not hold", "cannot be told here"}
 
 
+def test_a_broken_claim_hides_no_other(monkeypatch, capsys, tmp_path):
+    (tmp_path / "odd.yaml").write_text("clame: x\n")
+    known = {"a/odd": claims.find(str(tmp_path / "odd.yaml")), "a/tiny": claims.find(str(written(tmp_path)))}
+    monkeypatch.setattr(claims, "claims", lambda: known)
+    assert zoo(monkeypatch, "reproduce", "--list", "--json") == 0
+    odd, tiny = json.loads(capsys.readouterr().out)
+    assert odd["verdict"] == "broken" and "unknown config key 'claim.clame'" in odd["by"]
+    assert tiny["claim"] == CLAIM["claim"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

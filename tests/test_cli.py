@@ -226,6 +226,15 @@ def test_json_stands_alone(zoo: Callable[..., Any], line: tuple[str, ...]) -> No
     assert zoo(*line).code == 0
 
 
+def test_parts_are_listed(zoo: Callable[..., Any]) -> None:
+    def parts(*line: str) -> set[tuple[str, str]]:
+        return {(part["kind"], part["name"]) for part in json.loads(zoo("list", *line, "--json").out)["parts"]}
+
+    assert ("vocabulary", "language/byte") in parts() and ("selector", "topk") not in parts()
+    assert parts("topk") == {("router", "topk"), ("selector", "topk")} and "selector" in zoo("list", "topk").out
+    assert parts("--task", "forecasting") == set()
+
+
 def test_cfg_prints_what_runs(zoo: Callable[..., Any], tmp_path: Path) -> None:
     printed = zoo("train", TINY, *SMALL, "--cfg")
     tree = yaml.safe_load(printed.out)

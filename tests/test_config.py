@@ -193,7 +193,11 @@ def test_interpolation_is_refused_everywhere(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("[1]\n", "must be a mapping"), ("a: [\n", "cannot be read as YAML"), ("a: '\xff'\n", "cannot be read as YAML")],
+    [
+        ("[1]\n", "must be a mapping"),
+        ("a: 1\nb: [\n", "read as YAML: line 3: "),
+        ("a: '\xff'\n", "cannot be read as YAML"),
+    ],
 )
 def test_files_that_are_no_config(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_bytes(text.encode("latin-1"))

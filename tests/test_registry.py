@@ -108,7 +108,14 @@ def test_a_target_that_is_not_there(install: Install) -> None:
         ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
         ("plugin = {}", "acme_odd:plugin is a dict, not a zoo.spec.Plugin"),
         ("other = 1", "AttributeError: module 'acme_odd' has no attribute 'plugin'"),
+        ("class Panic(BaseException): pass\nraise Panic('of Rust')", "Panic: of Rust"),
+        ("raise OSError('one\\n  two')", "OSError: one two"),
         (f"{SPEC}plugin = Plugin(api=99)", f"written for plugin API 99, this zoo speaks {API}"),
+        (f"{SPEC}plugin = Plugin(api='1')", f"written for plugin API '1', this zoo speaks {API}"),
+        (f"{SPEC}plugin = Plugin(api={API}, parts=(PartSpec('a', 'b', 'x:Y')))", "parts is a PartSpec, not a tuple"),
+        (f"{SPEC}plugin = Plugin(api={API}, models=None)", "models is a NoneType, not a tuple"),
+        (f"{SPEC}plugin = Plugin(api={API}, requires=('torch'))", "requires is a str, not a tuple"),
+        (f"{SPEC}plugin = Plugin(api={API}, tasks=(TaskSpec('a', 'x:Y', requires='z'),))", "'a' requires a str"),
         (f"{SPEC}plugin = Plugin(api={API}, requires=('nope.inner',))", "needs nope.inner, which is not installed"),
         (f"{SPEC}plugin = Plugin(api={API}, models=('finch',))", "lists 'finch' as a model, which is no spec"),
         (f"{SPEC}plugin = Plugin(api={API}, parts=(3,))", "lists 3 as a part, which is no spec"),
@@ -125,6 +132,29 @@ def test_a_broken_plugin_stops_nobody_else(install: Install, source: str, cause:
     assert registry.list_models("birds/*") and registry.list_models("time_series/*")
     with pytest.raises(ZooError, match=r"unknown model 'odd/x': its plugin is broken \(acme-odd 1.5"):
         registry.find_model("odd/x")
+
+
+def test_a_plugin_that_greets_leaves_standard_output_alone(
+    install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("acme-birds", "birds", f"print('hello from birds')\n{BIRDS}")
+    assert registry.list_models("birds/*") and capsys.readouterr() == ("", "hello from birds\n")
+
+
+@pytest.mark.parametrize("source", ["class Sky: pass", "class Sky: Config = dict", "Sky = 3"])
+def test_a_part_without_settings(install: Install, source: str) -> None:
+    install("acme-birds-models", "models_of_birds", f"{SPEC}plugin = Plugin(api={API})\n{source}")
+    install("acme-birds", "birds", BIRDS)
+    with pytest.raises(
+        ZooError, match=r"router 'birds/sky' of acme-birds 1.5 has no settings; give acme_birds_models:S"
+    ):
+        registry.find("router", "birds/sky").load()
+
+
+def test_a_name_of_another_kind_says_so(install: Install) -> None:
+    install("acme-birds", "birds", BIRDS)
+    with pytest.raises(ZooError, match="unknown model 'birds/sky': that is a router; "):
+        registry.find_model("birds/sky")
 
 
 def test_two_owners_of_one_name_are_both_refused(install: Install) -> None:

@@ -65,7 +65,9 @@ def read_yaml(path: Path) -> Tree:
     except FileNotFoundError:
         raise ZooError(f"config '{path}' does not exist; check the path, or see `zoo list` for recipes") from None
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
-        raise ZooError(f"config '{path}' cannot be read as YAML: {_first_line(error)}") from error
+        mark = getattr(error, "problem_mark", None)
+        cause = f"line {mark.line + 1}: {error.problem}" if mark else _first_line(error)  # type: ignore[attr-defined]
+        raise ZooError(f"config '{path}' cannot be read as YAML: {cause}") from error
     tree = OmegaConf.to_container(node, resolve=False)
     if not isinstance(tree, dict):
         raise ZooError(f"config '{path}' must be a mapping of sections, not a {type(tree).__name__}")

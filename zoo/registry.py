@@ -6,12 +6,15 @@ for. The core's own parts come from `zoo.core`, a manifest of the same form; the
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import difflib
 import fnmatch
 import importlib
 import importlib.util
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -54,7 +57,8 @@ class Entry:
     plugin: Loaded
 
     def load(self) -> Any:
-        """Import the target. Raises `ZooError` when a package it wants is missing or its module does not import."""
+        """Import the target. Raises `ZooError` when a package it wants is missing, its module does not import, or it
+        has no settings."""
         if missing := _missing(self.spec.requires):
             raise ZooError(
                 f"{self.kind} '{self.name}' needs {missing}, which is not installed; "
@@ -62,12 +66,23 @@ class Entry:
             )
         module, _, attribute = self.spec.target.partition(":")
         try:
-            return getattr(importlib.import_module(module), attribute)
+            target = getattr(importlib.import_module(module), attribute)
         except Exception as error:
             raise ZooError(
                 f"{self.kind} '{self.name}' of {self.plugin.owner} cannot be imported from {self.spec.target}: "
-                f"{type(error).__name__}: {error}"
+                f"{_cause(error)}"
             ) from error
+        if not dataclasses.is_dataclass(getattr(target, "Config", None)):
+            raise ZooError(
+                f"{self.kind} '{self.name}' of {self.plugin.owner} has no settings; give {self.spec.target} "
+                "a dataclass Config, which may be empty"
+            )
+        return target
+
+
+def _cause(error: BaseException) -> str:
+    """The error in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
 
 
 def _missing(modules: Iterable[str]) -> str:
@@ -93,13 +108,19 @@ def _owner(entry: EntryPoint) -> str:
 def _load(entry: EntryPoint) -> Loaded | Broken:
     owner = f"{_owner(entry)} ({entry.value})"
     try:
-        manifest = entry.load()
-    except (Exception, SystemExit) as error:  # a plugin may fail in any way; none of them may stop the others
-        return Broken(entry.name, owner, f"{type(error).__name__}: {error}")
+        with contextlib.redirect_stdout(sys.stderr):  # what it greets with is no part of anybody's JSON
+            manifest = entry.load()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a plugin may fail in any way (exit, a panic of Rust); none may stop the others
+        return Broken(entry.name, owner, _cause(error))
     if not isinstance(manifest, Plugin):
         return Broken(entry.name, owner, f"{entry.value} is a {type(manifest).__name__}, not a zoo.spec.Plugin")
     if manifest.api != API:
-        return Broken(entry.name, owner, f"written for plugin API {manifest.api}, this zoo speaks {API}")
+        return Broken(entry.name, owner, f"written for plugin API {manifest.api!r}, this zoo speaks {API}")
+    for field in ("models", "datasets", "tasks", "parts", "requires"):
+        if not isinstance(given := getattr(manifest, field), tuple | list):
+            return Broken(entry.name, owner, f"{field} is a {type(given).__name__}, not a tuple; (x,) is one of one")
     if missing := _missing(manifest.requires):
         return Broken(entry.name, owner, f"needs {missing}, which is not installed")
     seen: set[tuple[str, str]] = set()
@@ -108,6 +129,8 @@ def _load(entry: EntryPoint) -> Loaded | Broken:
             return Broken(entry.name, owner, f"lists {spec!r} as a {kind}, which is no spec")
         if not re.fullmatch(r"\w+", spec.name):
             return Broken(entry.name, owner, f"names a {kind} '{spec.name}'; use letters, digits and _")
+        if not isinstance(spec.requires, tuple | list):
+            return Broken(entry.name, owner, f"'{spec.name}' requires a {type(spec.requires).__name__}, not a tuple")
         if (kind, spec.name) in seen:
             return Broken(entry.name, owner, f"names the {kind} '{spec.name}' twice")
         seen.add((kind, spec.name))
@@ -190,6 +213,8 @@ def find(kind: str, name: str) -> Entry:
     if prefix in (broken := broken_plugins()):
         culprit = broken[prefix]
         raise ZooError(f"unknown {kind} '{name}': its plugin is broken ({culprit.owner}): {culprit.cause}")
+    if other := next((k for k in kinds() if name in entries(k)), None):
+        raise ZooError(f"unknown {kind} '{name}': that is a {other}; {suggest(name, known)}")
     raise ZooError(f"unknown {kind} '{name}'; {suggest(name, known)}")
 
 

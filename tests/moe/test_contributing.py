@@ -66,5 +66,6 @@ def test_the_example_keeps_the_contract(contract: ModuleType) -> None:
     contract.test_checkpointing_changes_nothing(*part)
     contract.test_saves_and_loads(*part)
     contract.test_routes_in_full_precision(*part)
+    contract.test_leaves_nothing_to_chance(*part)
     contract.test_says_what_it_is(*part)
     contract.test_traces_without_a_break(("my_parts/distance", *[None] * (len(contract.cases.KINDS) - 2)))

@@ -144,6 +144,17 @@ def test_routes_in_full_precision(kind: str, name: str) -> None:
 
 
 @every_part
+def test_leaves_nothing_to_chance(kind: str, name: str) -> None:
+    """A parameter of ``torch.empty`` that ``reset_parameters`` forgets holds whatever lay in memory."""
+    torch.use_deterministic_algorithms(True)  # torch.empty is NaN now
+    try:
+        made = cases.layer(kind, name)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert [key for key, value in made.state_dict().items() if value.isnan().any()] == []
+
+
+@every_part
 def test_says_what_it_is(kind: str, name: str) -> None:
     entry = registry.find(kind, name)
     target = entry.load()

@@ -514,3 +514,10 @@ def test_each_modality_has_a_router_of_its_own_over_its_experts() -> None:
         wanted = torch.full((4,), -torch.inf)
         wanted[[[0, 1], [1, 2]][m]] = own.detach()
         torch.testing.assert_close(logits[t], wanted)
+
+
+def test_a_scorer_that_forgets_an_expert_is_told() -> None:
+    made = router(4)
+    made.scorer.forward = lambda x_TD, ctx, state=None: (x_TD[:, :3], state)  # type: ignore[method-assign]
+    with pytest.raises(ZooError, match=r"zoo\.moe\.scorers\.\S+ gives 3 logits for 4 experts"):
+        route(made, torch.zeros(2, 4))

@@ -1,4 +1,4 @@
-"""``zoo list``: models, recipes, data sets and plugins. Imports no torch."""
+"""``zoo list``: models, recipes, data sets, parts and plugins. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def list_command(
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Only pretrained tags.")] = False,
     as_json: Json = False,
 ) -> None:
-    """List models with their tags, recipes, data sets and plugins."""
+    """List models with their tags, recipes, data sets, parts and plugins. The core's parts only with a pattern."""
     from zoo import config, registry
 
     if task:
@@ -29,6 +29,13 @@ def list_command(
     recipes = [] if only_models else [name for name in config.recipes() if fnmatch.fnmatch(name, pattern)]
     suites = [] if only_models else [name for name in config.suites() if fnmatch.fnmatch(name, pattern)]
     datasets = [] if only_models else registry.list_datasets(pattern)
+    parts = [
+        {"name": name, "kind": kind, "doc": entry.spec.doc}
+        for kind in ([] if only_models else registry.kinds())
+        if kind not in ("model", "data set", "task")
+        for name, entry in registry.entries(kind).items()
+        if fnmatch.fnmatch(name, pattern) and (entry.plugin.name or pattern != "*")
+    ]
     models = []
     for name in names:
         entry, tag = registry.find_model(name)
@@ -54,6 +61,7 @@ def list_command(
             }
             for n in datasets
         ],
+        "parts": parts,
         "plugins": [
             {"name": p.name, "owner": p.owner, "doc": p.manifest.doc} for p in registry.list_plugins().values()
         ],
@@ -75,6 +83,8 @@ def list_command(
         table("suites (zoo eval MODEL suite=NAME)", ("name",), [(name,) for name in suites])
     if datasets:
         table("data sets", ("name", "", "licence"), [(d["name"], d["doc"], d["licence"]) for d in document["datasets"]])
+    if parts:
+        table("parts", ("name", "kind", ""), [(p["name"], p["kind"], p["doc"]) for p in parts])
     if not only_models:
         table("plugins", ("name", "from", ""), [(p["name"], p["owner"], p["doc"]) for p in document["plugins"]])
     if broken:

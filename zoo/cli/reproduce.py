@@ -98,9 +98,12 @@ def _list(as_json: bool) -> None:
 
     rows: list[dict[str, str]] = []
     for file in claims.claims().values():
-        found = result.read(file)
-        row = {"name": file.name, "verdict": result.state(found), "by": result.brief(found) if found else ""}
-        rows.append(row | {"claim": claims.read(file).claim})
+        try:
+            found, said = result.read(file), claims.read(file).claim
+            row = {"name": file.name, "verdict": result.state(found), "by": result.brief(found) if found else ""}
+        except ZooError as error:  # one plugin's mistake hides nobody else's claims
+            row, said = {"name": file.name, "verdict": "broken", "by": str(error)}, ""
+        rows.append(row | {"claim": said})
     if as_json:
         print_json(rows)
     elif not rows:

@@ -107,6 +107,8 @@ class Router(nn.Module):
             logits_TE, state = self.scorer(x_TD, ctx, state)
             for hook in self.logit_hooks:
                 logits_TE = hook(logits_TE, x_TD, ctx)
+            if logits_TE.shape[-1] != self.num_experts:  # experts without a logit would never be chosen, unnoticed
+                raise ZooError(f"{self._by()} gives {logits_TE.shape[-1]} logits for {self.num_experts} experts")
             scores_TE = self.activation(logits_TE, ctx)
             as_distribution = getattr(self.activation, "distribution", None)
             prob_TE = as_distribution(logits_TE) if callable(as_distribution) else None
@@ -142,6 +144,10 @@ class Router(nn.Module):
             loss,
             prob_TE=prob_TE,
         )
+
+    def _by(self) -> str:
+        parts = (self.scorer, *self.logit_hooks)
+        return " or ".join(f"{type(part).__module__}.{type(part).__name__}" for part in parts)
 
     def _given(self, index_TK: Tensor, valid_T: Tensor, ctx: RouteContext) -> tuple[Tensor, Tensor]:
         """The experts that were given, in the first slots: all routers choose them with weight 1 (see `give`)."""
