@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 
 from zoo import config as zc
@@ -64,6 +65,12 @@ def test_training_can_start_from_trained_weights(tmp_path):
     assert distance(start, still) == 0
     with pytest.raises(ZooError, match="do not fit"):
         run(tmp_path / "c", f"init={tmp_path / 'a'}", "model.stack.hidden_size=32")
+
+
+def test_the_last_step_is_validated_wherever_it_falls(tmp_path):
+    run(tmp_path, "train.steps=5", "train.val_every=2")
+    log = pd.read_csv(tmp_path / "logs" / "version_0" / "metrics.csv")
+    assert log["step"][log["val/mse"].notna()].tolist() == [1, 3, 4], "counted from 0"
 
 
 def test_a_task_may_show_and_assess(monkeypatch, tmp_path):

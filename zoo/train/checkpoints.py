@@ -49,8 +49,9 @@ class Best(ModelCheckpoint):
 
 
 class Last(Checkpoint):
-    """Saves a checkpoint every so many steps and at the last one. Where a step is validated, that comes first: a run
-    that goes on from the checkpoint does not validate the step again, and must know whether it was the best."""
+    """Saves a checkpoint every so many steps and at the last one, which is always validated. Where a step is validated,
+    that comes first: a run that goes on from the checkpoint does not validate the step again, and must know whether it
+    was the best."""
 
     def __init__(self, path: Path, every: int) -> None:
         self.path, self.every = path, every
@@ -59,7 +60,9 @@ class Last(Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         micro = batch_idx + 1
-        if micro % trainer.accumulate_grad_batches == 0 and micro % int(trainer.val_check_batch):
+        if trainer.global_step == trainer.max_steps:
+            trainer.should_stop = True  # which makes Lightning validate, even between two multiples of val_every
+        elif micro % trainer.accumulate_grad_batches == 0 and micro % int(trainer.val_check_batch):
             self._save(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
