@@ -1,4 +1,4 @@
-"""The fast CPU path: fp32 in C (csrc/), other dtypes through the reference's maths.
+"""The fast CPU path: fp32, bf16 and fp16 in C (csrc/), other dtypes through the reference's maths.
 
 Legend: T tokens, K slots, E experts, D model width, F inner width, W = 2F (gated) or F, N pairs in sorted order.
 """
@@ -16,10 +16,13 @@ from zoo_kernels.plan import Plan, Widths
 
 _KINDS = {"silu": 0, "swiglu": 0, "gelu": 1, "geglu": 1, "relu": 2, "reglu": 2, "clamped_swiglu": 3}
 _KINDS |= {"gelu_tanh": 4, "geglu_tanh": 4, "relu2": 5}
+# types of csrc/element.h, and DLPack's (code, bits) of those that we allocate
+_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3, torch.uint8: 4}
+_DLPACK = {torch.float32: (2, 32), torch.bfloat16: (4, 16), torch.float16: (2, 16)}
 _forked = False
 
 
-_SIZES = ("tokens", "experts", "model", "inner", "width", "threads", "groups", "kind", "mode", "bits")
+_SIZES = ("tokens", "experts", "model", "inner", "width", "threads", "groups", "kind", "mode", "type", "weight_type")
 _SIZES += ("in_turned", "out_turned")
 _INPUTS = ("x", "weight", "token", "pair", "offset", "start", "w_in", "w_out", "b_in", "b_out", "scale_in", "scale_out")
 _OUTPUTS = ("hidden", "y", "dy", "dx", "dweight", "dw_in", "dw_out", "db_in", "db_out")
@@ -92,13 +95,13 @@ _capsule = ctypes.pythonapi.PyCapsule_New
 _capsule.restype, _capsule.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
 
 
-def empty(*shape: int) -> Tensor:
-    """Uninitialised fp32 tensor on reused huge pages: touching fresh ones costs more than what is written into them."""
+def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Uninitialised tensor on reused huge pages: touching fresh ones costs more than what is written into them."""
     if 0 in shape:
-        return torch.empty(shape)
-    managed = library().zoo_tensor(len(shape), (ctypes.c_int64 * len(shape))(*shape))
+        return torch.empty(shape, dtype=dtype)
+    managed = library().zoo_tensor(len(shape), (ctypes.c_int64 * len(shape))(*shape), *_DLPACK[dtype])
     if not managed:
-        raise MemoryError(f"zoo_kernels: cannot allocate {shape} floats")
+        raise MemoryError(f"zoo_kernels: cannot allocate {shape} of {dtype}")
     return torch.utils.dlpack.from_dlpack(_capsule(managed, b"dltensor", None))
 
 
@@ -202,15 +205,18 @@ def _rows(function: str, plan: Plan, tensors: dict[str, Tensor | None]) -> None:
     _call(function, call, tensors | {"token": plan.token_N, "pair": plan.pair_N})
 
 
-def _is_fp32(*tensors: Tensor | None) -> bool:
-    return all(tensor is None or tensor.dtype == torch.float32 for tensor in tensors)
+def _is_fast(x_TD: Tensor) -> bool:
+    """Whether the C path has this type; the compiler may lack fp16."""
+    if x_TD.dtype == torch.float16 and not library().zoo_has_fp16():
+        return False
+    return x_TD.dtype in _DLPACK and x_TD.numel() > 0
 
 
 def _prepare(inputs: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
-    """Floats as fp32, codes as they are; contiguous, but for weights that lie as (E, in, out)."""
+    """x and weights as they are, the rest as fp32; contiguous, but for weights that lie as (E, in, out)."""
     prepared = {}
     for name, tensor in inputs.items():
-        if tensor is not None and tensor.is_floating_point():
+        if tensor is not None and name not in ("x", "w_in", "w_out"):
             tensor = tensor.float()
         prepared[name] = tensor if tensor is None or _turned(tensor) else tensor.contiguous()
     return prepared
@@ -223,7 +229,8 @@ def _turned(weight: Tensor) -> bool:
 
 def _empty_as(weight: Tensor) -> Tensor:
     """Like `empty`, laid out as the weight."""
-    return empty(*weight.mT.shape).mT if _turned(weight) else empty(*weight.shape)
+    shape, dtype = weight.shape, weight.dtype
+    return empty(*weight.mT.shape, dtype=dtype).mT if _turned(weight) else empty(*shape, dtype=dtype)
 
 
 def _run(
@@ -244,8 +251,8 @@ def _run(
     call = _Ffn(
         tokens=plan.num_tokens, experts=plan.num_experts, model=w_out.shape[1], inner=inner, width=width,
         threads=threads, groups=min(max(2, threads), 64), kind=_KINDS[activation],
-        mode=0 if not gated else 2 if interleaved else 1, bits={torch.int8: 8, torch.uint8: 2}.get(w_in.dtype, 0),
-        in_turned=_turned(w_in), out_turned=widths is not None or _turned(w_out),
+        mode=0 if not gated else 2 if interleaved else 1, type=_TYPES[tensors["x"].dtype],
+        weight_type=_TYPES[w_in.dtype], in_turned=_turned(w_in), out_turned=widths is not None or _turned(w_out),
         limit=float("inf") if limit is None else limit,
         token=plan.token_N.data_ptr(), pair=plan.pair_N.data_ptr(), offset=plan.offset_E1.data_ptr(),
     )  # fmt: skip
@@ -281,7 +288,7 @@ def ffn_forward(
 ) -> tuple[Tensor, Tensor]:
     """(y_TD, hidden_NW); hidden is empty unless asked for. `scales` ((E, W), (E, D)) come with quantised weights."""
     inputs = {"x": x_TD, "weight": weight_N, "w_in": w_in, "w_out": w_out, "b_in": b_in, "b_out": b_out}
-    if not _is_fp32(x_TD) or not x_TD.numel():
+    if not _is_fast(x_TD):
         return reference.ffn_forward(
             x_TD, weight_N, plan, w_in, w_out, b_in, b_out, activation, limit, interleaved, keep_hidden, scales, widths
         )
@@ -289,8 +296,9 @@ def ffn_forward(
     inputs = _prepare(inputs)
     if scales is not None:
         inputs |= {"w_in": w_in.contiguous(), "w_out": w_out.contiguous()}
-    hidden_NW = empty(plan.token_N.shape[0] if keep_hidden else 0, reference.hidden_width(w_in, w_out, widths))
-    y_TD = empty(*x_TD.shape)
+    rows, dtype = plan.token_N.shape[0] if keep_hidden else 0, x_TD.dtype
+    hidden_NW = empty(rows, reference.hidden_width(w_in, w_out, widths), dtype=dtype)
+    y_TD = empty(*x_TD.shape, dtype=dtype)
     _run({**inputs, "hidden": hidden_NW, "y": y_TD}, plan, activation, limit, interleaved, widths)
     return y_TD, hidden_NW
 
@@ -311,16 +319,18 @@ def ffn_backward(
     widths: Widths | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """Gradients of (x, weight, w_in, w_out, b_in, b_out); an empty `hidden_NW` is recomputed."""
-    if not _is_fp32(x_TD) or not x_TD.numel():
+    if not _is_fast(x_TD):
         return reference.ffn_backward(
             dy_TD, x_TD, weight_N, plan, w_in, w_out, b_in, b_out, hidden_NW, activation, limit, interleaved, widths
         )
     inputs = {"x": x_TD, "weight": weight_N, "w_in": w_in, "w_out": w_out, "b_in": b_in, "b_out": b_out}
     inputs = _prepare(inputs)
     inputs |= {"dy": dy_TD.contiguous(), "hidden": hidden_NW}
-    dx_TD, dw_in, dw_out = empty(*x_TD.shape), _empty_as(inputs["w_in"]), _empty_as(inputs["w_out"])
+    dx_TD = empty(*x_TD.shape, dtype=x_TD.dtype)
+    dw_in, dw_out = _empty_as(inputs["w_in"]), _empty_as(inputs["w_out"])
     dweight_N = torch.zeros(weight_N.shape)
     db_in, db_out = (None if bias is None else empty(*bias.shape) for bias in (b_in, b_out))
     outputs = {"dx": dx_TD, "dweight": dweight_N, "dw_in": dw_in, "dw_out": dw_out, "db_in": db_in, "db_out": db_out}
     _run(inputs | outputs, plan, activation, limit, interleaved, widths)
+    db_in, db_out = (None if db is None else db.to(x_TD.dtype) for db in (db_in, db_out))
     return dx_TD, dweight_N.to(weight_N.dtype), dw_in, dw_out, db_in, db_out

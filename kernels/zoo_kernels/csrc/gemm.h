@@ -1,7 +1,9 @@
-// Single-precision packed GEMM for the pieces of one expert: rows gathered while packing, results scattered while storing.
+// Packed GEMM for the pieces of one expert: rows gathered while packing, results scattered while storing. What is packed are
+// words of 32 bits: floats, widened if they are not, or (PAIRS) two bf16 of neighbouring k, which the machine multiplies and
+// adds in one instruction.
 #ifndef ZOO_GEMM_H
 #define ZOO_GEMM_H
-#include "vec.h"
+#include "element.h"
 
 #if defined(__AVX512F__)
 enum { NV = 2, MR = 14 }; // 28 of 32 registers accumulate
@@ -9,32 +11,36 @@ enum { NV = 2, MR = 14 }; // 28 of 32 registers accumulate
 enum { NV = 2, MR = 6 };
 #endif
 enum { NR = VL * NV, KC = 512, MC = 16 * MR, NC = 512 };
+enum { PAIRS_OF_BF16 = 16 }; // a way to pack, beside the types F32, BF16 and F16
 
 // element (lane i, k) is p[row[i] * ld + k], or p[row[k] * ld + i] if k_major; row == NULL means the identity
 typedef struct {
-    const float *p;
+    const char *p;
     int64_t ld;
     const int64_t *row;
-    int k_major;
-    int bits;           // 8 or 2: p points at codes of that many bits (small.h), 0: at floats
+    int type, k_major;
     const float *scale; // of row[i], for codes
-    int64_t size;       // floats of a dense matrix, 0: unknown
+    int64_t size;       // bytes of a dense matrix, 0: unknown
 } operand;
 
-// C row i is p[row[i] * ld ...], multiplied by scale[i] if given, added or stored
+// C row i is p[row[i] * ld ...], multiplied by scale[i] if given, after bias[0 ...] was added if given
 typedef struct {
-    float *p;
+    char *p;
     int64_t ld;
     const int64_t *row;
-    const float *scale;
-    int add;    // to what is there, instead of overwriting it
+    const float *scale, *bias;
+    int type;
+    int add;    // to what is there, instead of overwriting it; floats only
     int stream; // written past the caches, because nobody reads it soon
 } result;
 
-INLINE operand floats(const float *p, int64_t ld, const int64_t *row, int k_major) {
-    return (operand){p, ld, row, k_major, 0, NULL, 0};
+INLINE operand matrix(const void *p, int type, int64_t ld, const int64_t *row, int k_major) {
+    return (operand){p, ld, row, type, k_major, NULL, 0};
 }
-INLINE const float *row_of(const operand *m, int64_t i) { return m->p + (m->row ? m->row[i] : i) * m->ld; }
+INLINE const char *row_of(const int type, const operand *m, int64_t i) {
+    return m->p + bytes_of(type, (m->row ? m->row[i] : i) * m->ld);
+}
+INLINE char *c_row(const result *c, int64_t i) { return c->p + bytes_of(c->type, (c->row ? c->row[i] : i) * c->ld); }
 
 INLINE void transpose(vec *r) {
     UNROLL for (int stage = 1; stage < VL; stage *= 2) {
@@ -47,137 +53,214 @@ INLINE void transpose(vec *r) {
     }
 }
 
-// Packs lanes [first, first + lanes) and k in [k0, k0 + depth) as dst[k * width + lane]; lanes beyond are zero if width
+// lanes [i, i + n) of word k of a k_major matrix with `total` rows
+INLINE vec lanes_of(const int how, const operand *m, int64_t k, int64_t i, int64_t n, int64_t total) {
+    if (how != PAIRS_OF_BF16) return load_n_as(how, row_of(how, m, k), i, n);
+    wvec low = (wvec)load_n_as(BF16, row_of(BF16, m, 2 * k), i, n), high = {0};
+    if (2 * k + 1 < total) high = (wvec)load_n_as(BF16, row_of(BF16, m, 2 * k + 1), i, n);
+    return (vec)(low >> 16 | high);
+}
+
+// word k of a row that has `total` elements
+INLINE float word_of(const int how, const char *row, int64_t k, int64_t total) {
+    float word = 0;
+    if (how != PAIRS_OF_BF16) return load_n_as(how, row, k, 1)[0];
+    memcpy(&word, row + 4 * k, 2 * k + 1 < total ? 4 : 2);
+    return word;
+}
+
+// Packs lanes [first, first + lanes) and words [k0, k0 + depth) as dst[k * width + lane]; lanes beyond are zero if width
 // is a multiple of VL, otherwise width == lanes and each store runs over into the next k: in order, so all ends well.
-static void pack_panel(const operand *m, int64_t first, int lanes, int width, int64_t k0, int64_t depth, float *dst) {
+INLINE void pack_panel(const int how, const operand *m, int64_t first, int lanes, int width, int64_t k0, int64_t depth,
+                       int64_t total, float *dst) {
+    const int type = how == PAIRS_OF_BF16 ? BF16 : how;
     if (m->k_major) {
-        for (int64_t k = 0; k < depth; k++, dst += width) {
-            const float *src = row_of(m, k0 + k) + first;
+        for (int64_t k = k0; k < k0 + depth; k++, dst += width) {
             if (lanes == NR && width == NR)
-                UNROLL for (int j = 0; j < NV; j++) store(dst + j * VL, load(src + j * VL));
-            else if (lanes == MR)
-                memcpy(dst, src, 4 * MR);
-            else if (lanes == MR - 1)
-                memcpy(dst, src, 4 * (MR - 1));
+                UNROLL for (int j = 0; j < NR; j += VL) store(dst + j, lanes_of(how, m, k, first + j, VL, total));
+            else if (how == F32 && lanes == MR)
+                memcpy(dst, row_of(F32, m, k) + 4 * first, 4 * MR);
+            else if (how == F32 && lanes == MR - 1)
+                memcpy(dst, row_of(F32, m, k) + 4 * first, 4 * (MR - 1));
             else
-                for (int i = 0; i < width; i++) dst[i] = i < lanes ? src[i] : 0;
+                for (int j = 0; j < width; j += VL) store(dst + j, lanes_of(how, m, k, first + j, lanes > j ? lanes - j : 0, total));
         }
         return;
     }
-    static const float zeros[VL];
+    static const char zeros[4 * VL];
+    const int64_t whole = how == PAIRS_OF_BF16 ? min64(depth, total / 2 - k0) : depth; // the last word may be half a one
     for (int block = 0; block < width; block += VL) {
-        const float *src[VL];
-        for (int i = 0; i < VL; i++) src[i] = block + i < lanes ? row_of(m, first + block + i) + k0 : NULL;
+        const char *src[VL];
+        for (int i = 0; i < VL; i++) src[i] = block + i < lanes ? row_of(type, m, first + block + i) : NULL;
         float *out = dst + block;
         int64_t k = 0;
-        for (; k + VL <= depth; k += VL) {
+        for (; k + VL <= whole; k += VL) {
             vec r[VL];
-            UNROLL for (int i = 0; i < VL; i++) r[i] = load(src[i] ? src[i] + k : zeros);
+            UNROLL for (int i = 0; i < VL; i++)
+                r[i] = load_as(how == PAIRS_OF_BF16 ? F32 : how, src[i] ? src[i] : zeros, src[i] ? k0 + k : 0);
             transpose(r);
             UNROLL for (int i = 0; i < VL; i++) store(out + (k + i) * width, r[i]);
         }
         int here = width - block < VL ? width - block : VL;
         for (; k < depth; k++)
-            for (int i = 0; i < here; i++) out[k * width + i] = src[i] ? src[i][k] : 0;
+            for (int i = 0; i < here; i++) out[k * width + i] = src[i] ? word_of(how, src[i], k0 + k, total) : 0;
     }
 }
 
-// C (m x n) = A B over `depth`, A packed, B's rows `ldb` apart; fetches two cache lines a step from `ahead`
-INLINE void micro(const int m, int64_t depth, const float *a, const float *b, int64_t ldb, float *const *c, const float *scale, int n,
-                  int add, int stream, const char *ahead, int64_t step) {
+static void pack(int dot, const operand *m, int64_t first, int lanes, int width, int64_t k0, int64_t depth, int64_t total, float *dst) {
+    if (dot) pack_panel(PAIRS_OF_BF16, m, first, lanes, width, k0, depth, total, dst);
+    else if (m->type == F32) pack_panel(F32, m, first, lanes, width, k0, depth, total, dst);
+    else if (m->type == BF16) pack_panel(BF16, m, first, lanes, width, k0, depth, total, dst);
+    else pack_panel(F16, m, first, lanes, width, k0, depth, total, dst);
+}
+
+INLINE vec multiply_add(const int dot, vec acc, float a, vec b) {
+#ifdef __AVX512BF16__
+    if (dot) return (vec)_mm512_dpbf16_ps((__m512)acc, (__m512bh)b, (__m512bh)splat(a));
+#endif
+    (void)dot;
+    return acc + a * b;
+}
+
+static __attribute__((noinline)) void store_part(const int type, char *c, const float *value, int n, int add) {
+    if (type != F32) narrow(type, value, n, c);
+    else
+        for (int j = 0; j < n; j++) ((float *)c)[j] = add ? ((float *)c)[j] + value[j] : value[j];
+}
+
+// C (m x n) = A B over `depth` words, A packed, B's rows `ldb` apart; fetches two cache lines a step from `ahead`
+INLINE void micro(const int m, const int dot, int64_t depth, const float *a, const float *b, int64_t ldb, char *const *c, const float *scale,
+                  const float *bias, int n, const result *how, const char *ahead, int64_t step) {
+    const int type = how->type, add = how->add, stream = how->stream;
     vec acc[MR][NV];
-    UNROLL for (int i = 0; i < m; i++) UNROLL for (int j = 0; j < NV; j++) acc[i][j] = (vec){0};
-    if (add) UNROLL for (int i = 0; i < m; i++) UNROLL for (int j = 0; j < NV; j++) __builtin_prefetch(c[i] + j * VL, 1);
+    UNROLL for (int j = 0; j < NV; j++) {
+        vec start = {0};
+        if (bias && n > j * VL) start = load_n(bias + j * VL, n - j * VL);
+        UNROLL for (int i = 0; i < m; i++) acc[i][j] = start;
+    }
+    if (add) UNROLL for (int i = 0; i < m; i++) UNROLL for (int j = 0; j < NV; j++) __builtin_prefetch(c[i] + 4 * j * VL, 1);
     for (int64_t k = 0; k < depth; k++, a += m, b += ldb, ahead += step) {
         __builtin_prefetch(ahead, 0, 2), __builtin_prefetch(ahead + 64, 0, 2);
         vec bv[NV];
         UNROLL for (int j = 0; j < NV; j++) bv[j] = load(b + j * VL);
-        UNROLL for (int i = 0; i < m; i++) UNROLL for (int j = 0; j < NV; j++) acc[i][j] += a[i] * bv[j];
+        UNROLL for (int i = 0; i < m; i++) UNROLL for (int j = 0; j < NV; j++) acc[i][j] = multiply_add(dot, acc[i][j], a[i], bv[j]);
     }
     UNROLL for (int i = 0; i < m; i++) {
         if (scale) UNROLL for (int j = 0; j < NV; j++) acc[i][j] *= scale[i];
-        if (n == NR && stream) {
-            UNROLL for (int j = 0; j < NV; j++) store_past_caches(c[i] + j * VL, acc[i][j]);
-        } else if (n == NR) {
-            UNROLL for (int j = 0; j < NV; j++) store(c[i] + j * VL, add ? load(c[i] + j * VL) + acc[i][j] : acc[i][j]);
+        if (n == NR && type == F32) {
+            UNROLL for (int j = 0; j < NV; j++) {
+                float *out = (float *)c[i] + j * VL;
+                if (stream) store_past_caches(out, acc[i][j]);
+                else store(out, add ? load(out) + acc[i][j] : acc[i][j]);
+            }
+        } else if (dot && n == NR && type == BF16) {
+            UNROLL for (int j = 0; j < NV; j++) {
+                if (stream) stream_as(BF16, c[i] + 2 * j * VL, acc[i][j]);
+                else store_n_as(BF16, c[i], j * VL, acc[i][j], VL);
+            }
         } else {
-            const float *value = (const float *)acc[i];
-            for (int j = 0; j < n; j++) c[i][j] = add ? c[i][j] + value[j] : value[j];
+            store_part(type, c[i], (const float *)acc[i], n, add);
         }
     }
 }
 
-static void tile(int m, int64_t depth, const float *a, const float *b, int64_t ldb, float *const *c, const float *scale, int n, int add,
-                 int stream, const char *ahead, int64_t step) {
-#define CASE(M) case M: micro(M, depth, a, b, ldb, c, scale, n, add, stream, ahead, step); return;
-    switch (m) {
-        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+#define CASE(M) case M: micro(M, dot, depth, a, b, ldb, c, scale, bias, n, how, ahead, step); return;
 #ifdef __AVX512F__
-        CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12) CASE(13) CASE(14)
+#define MORE_CASES CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12) CASE(13) CASE(14)
+#else
+#define MORE_CASES
 #endif
+#define TILE(NAME, DOT) \
+    static __attribute__((noinline)) void NAME(int m, int64_t depth, const float *a, const float *b, int64_t ldb, char *const *c, \
+                                               const float *scale, const float *bias, int n, const result *how, const char *ahead, \
+                                               int64_t step) { \
+        const int dot = DOT; \
+        switch (m) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) MORE_CASES } \
     }
-#undef CASE
-}
-
-enum { PACK_A = MC * KC + VL, PACK_B = NC * KC, PACK = PACK_A + PACK_B + 32 }; // floats of workspace
+TILE(float_tile, 0)
+TILE(dot_tile, HAVE_DOT)
 
 INLINE int can_stream(const result *c, int64_t n) {
-    return c->stream && !c->add && n % VL == 0 && c->ld % VL == 0 && (uintptr_t)c->p % sizeof(vec) == 0;
+    return c->stream && !c->add && n % VL == 0 && c->ld % VL == 0 && (uintptr_t)c->p % (uintptr_t)bytes_of(c->type, VL) == 0;
 }
 
 // Where panel `first` of B lies before packing, as two cache lines per step of the k loop; elsewhere if it is irregular.
-INLINE const char *panel_of(const operand *b, int64_t first, int64_t k0, int64_t depth, int64_t *step) {
-    if (b->row || (!b->k_major && b->ld != depth)) return *step = 0, (const char *)b->p;
-    *step = b->k_major ? 4 * b->ld : 4 * NR;
-    return (const char *)(b->k_major ? b->p + k0 * b->ld + first : b->p + first * b->ld);
+INLINE const char *panel_of(int dot, const operand *b, int64_t first, int64_t k0, int64_t words, int64_t *step) {
+    const int each = dot ? 2 : 1; // elements a word
+    if (b->row || (!b->k_major && b->ld != each * words)) return *step = 0, b->p;
+    *step = bytes_of(b->type, each * (b->k_major ? b->ld : NR));
+    return b->p + bytes_of(b->type, b->k_major ? each * k0 * b->ld + first : first * b->ld);
 }
 
 // Bytes to fetch of a matrix in each of so many steps: one or two cache lines.
-INLINE int64_t share_of(const operand *m, int64_t steps) { return 4 * m->size > 64 * steps ? 128 : 64; }
+INLINE int64_t share_of(const operand *m, int64_t steps) { return m->size > 64 * steps ? 128 : 64; }
 
-// C = A B; `then` is the operand that is read next (NULL: unknown). What is fetched meanwhile: with few rows all of `then`,
-// evenly and in the order of memory; otherwise the next panel of B, and at its end the first of `then`.
-static void packed_gemm(int64_t m, int64_t n, int64_t depth, operand a, operand b, result c, float *workspace, const operand *then) {
-    float *pack_b = workspace, *pack_a = workspace + PACK_B;
-    int stream = depth <= KC && can_stream(&c, n);
-    int few = m <= 2 * MR, in_place = few && b.k_major && !b.row; // packing B would cost more than reading it twice
+// How the work is cut: so many words of k, rows and columns at a time. A result that is not of floats cannot be added to, so
+// all of k is taken at once then.
+typedef struct {
+    int64_t k, m, n;
+} blocks;
+
+INLINE blocks cut_of(int64_t words, int type) {
+    int64_t k = type == F32 || words < KC ? KC : words;
+    int64_t m = MC * KC / k / MR * MR, n = NC * KC / k / NR * NR;
+    return (blocks){k, m > MR ? m : MR, n > NR ? n : NR};
+}
+// floats of workspace for any product over at most so many elements
+INLINE int64_t pack_floats(int64_t depth) {
+    int64_t k = depth > KC ? depth : KC, a = MC * KC > MR * k ? MC * KC : MR * k, b = NC * KC > NR * k ? NC * KC : NR * k;
+    return a + b + VL + 32;
+}
+
+// C = A B, by pairs of bf16 if `dot`; `then` is the operand that is read next (NULL: unknown). What is fetched meanwhile: with
+// few rows all of `then`, evenly and in the order of memory; otherwise the next panel of B, and at its end the first of `then`.
+static void packed_gemm(int dot, int64_t m, int64_t n, int64_t elements, operand a, operand b, result c, float *workspace,
+                        const operand *then) {
+    const int64_t depth = dot ? (elements + 1) / 2 : elements;
+    const blocks cut = cut_of(depth, c.type);
+    float *pack_b = workspace, *pack_a = workspace + cut.n * cut.k;
+    const int add = c.add;
+    c.stream = depth <= cut.k && can_stream(&c, n);
+    // packing B would cost more than reading it twice
+    int few = m <= 2 * MR, in_place = few && b.k_major && !b.row && b.type == F32;
     const char *next = NULL, *end = NULL;
     int64_t stride = 0;
-    if (then && then->size && (few || depth <= 2 * MR)) {
-        next = (const char *)then->p, end = next + 4 * then->size;
+    if (then && then->size && (few || elements <= 2 * MR)) {
+        next = then->p, end = next + then->size;
         stride = share_of(then, (n + NR - 1) / NR * depth * ((m + MR - 1) / MR));
     }
-    for (int64_t j0 = 0; j0 < n; j0 += NC) {
-        int64_t nc = min64(NC, n - j0);
-        for (int64_t k0 = 0; k0 < depth; k0 += KC) {
-            int64_t kc = min64(KC, depth - k0);
-            for (int64_t i0 = 0; i0 < m; i0 += MC) {
-                int64_t mc = min64(MC, m - i0), step = 0;
+    for (int64_t j0 = 0; j0 < n; j0 += cut.n) {
+        int64_t nc = min64(cut.n, n - j0);
+        for (int64_t k0 = 0; k0 < depth; k0 += cut.k) {
+            int64_t kc = min64(cut.k, depth - k0);
+            c.add = add || k0;
+            for (int64_t i0 = 0; i0 < m; i0 += cut.m) {
+                int64_t mc = min64(cut.m, m - i0), step = 0;
                 int panels = (int)((mc + MR - 1) / MR), edge[MC / MR + 1]; // of nearly equal height
                 for (int i = 0; i <= panels; i++) edge[i] = (int)(mc * i / panels);
                 for (int i = 0; i < panels; i++) {
                     int lanes = edge[i + 1] - edge[i];
-                    pack_panel(&a, i0 + edge[i], lanes, lanes, k0, kc, pack_a + edge[i] * kc);
+                    pack(dot, &a, i0 + edge[i], lanes, lanes, k0, kc, elements, pack_a + edge[i] * kc);
                 }
                 for (int64_t j = 0; j < nc; j += NR) {
                     const char *ahead = (const char *)pack_b;
                     const float *panel = pack_b + j * kc;
                     int64_t ldb = NR;
-                    if (in_place && nc - j >= NR) panel = b.p + k0 * b.ld + j0 + j, ldb = b.ld;
+                    if (in_place && nc - j >= NR) panel = (const float *)b.p + k0 * b.ld + j0 + j, ldb = b.ld;
                     if (i0 == 0) {
-                        if (panel == pack_b + j * kc) pack_panel(&b, j0 + j, (int)min64(NR, nc - j), NR, k0, kc, pack_b + j * kc);
+                        if (panel == pack_b + j * kc) pack(dot, &b, j0 + j, (int)min64(NR, nc - j), NR, k0, kc, elements, pack_b + j * kc);
                         if (next) {}
-                        else if (j0 + j + NR < n) ahead = panel_of(&b, j0 + j + NR, k0, kc, &step);
-                        else if (then) ahead = panel_of(then, 0, 0, then->k_major ? kc : then->ld, &step);
+                        else if (j0 + j + NR < n) ahead = panel_of(dot, &b, j0 + j + NR, k0, kc, &step);
+                        else if (then) ahead = panel_of(0, then, 0, 0, then->k_major ? kc : then->ld, &step);
                     }
                     for (int i = 0; i < panels; i++) {
                         int64_t from = i0 + edge[i];
                         int lanes = edge[i + 1] - edge[i];
                         if (next) ahead = next, step = next < end ? stride : 0, next += step * kc;
-                        float *rows[MR];
-                        for (int r = 0; r < lanes; r++) rows[r] = c.p + (c.row ? c.row[from + r] : from + r) * c.ld + j0 + j;
-                        tile(lanes, kc, pack_a + edge[i] * kc, panel, ldb, rows, c.scale ? c.scale + from : NULL,
-                             (int)min64(NR, nc - j), c.add || k0, stream, ahead, step);
+                        char *rows[MR];
+                        for (int r = 0; r < lanes; r++) rows[r] = c_row(&c, from + r) + bytes_of(c.type, j0 + j);
+                        (dot ? dot_tile : float_tile)(lanes, kc, pack_a + edge[i] * kc, panel, ldb, rows, c.scale ? c.scale + from : NULL,
+                             c.bias && !k0 ? c.bias + j0 + j : NULL, (int)min64(NR, nc - j), &c, ahead, step);
                         step = 0;
                     }
                 }

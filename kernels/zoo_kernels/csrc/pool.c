@@ -101,9 +101,9 @@ static void delete_managed(managed *self) {
     free(self);
 }
 
-managed *zoo_tensor(int ndim, const int64_t *dims) {
+managed *zoo_tensor(int ndim, const int64_t *dims, int code, int bits) { // DLPack's names of the type
     managed *self = calloc(1, sizeof *self);
-    size_t bytes = 4;
+    size_t bytes = (size_t)bits / 8;
     for (int i = 0; i < ndim; i++) bytes *= (size_t)dims[i];
     void *data = self ? pool_get(bytes) : NULL;
     if (!data) {
@@ -113,7 +113,7 @@ managed *zoo_tensor(int ndim, const int64_t *dims) {
     self->tensor.data = data;
     self->tensor.device.type = 1; // CPU
     self->tensor.ndim = ndim;
-    self->tensor.dtype.code = 2, self->tensor.dtype.bits = 32, self->tensor.dtype.lanes = 1; // float
+    self->tensor.dtype.code = (uint8_t)code, self->tensor.dtype.bits = (uint8_t)bits, self->tensor.dtype.lanes = 1;
     for (int i = 0; i < ndim; i++) self->dims[i] = dims[i];
     self->tensor.shape = self->dims;
     self->deleter = delete_managed;

@@ -12,7 +12,7 @@ enum { VL = 8 };
 #endif
 typedef float vec __attribute__((vector_size(4 * VL)));
 typedef int32_t ivec __attribute__((vector_size(4 * VL)));
-typedef float uvec __attribute__((vector_size(4 * VL), aligned(4)));
+typedef float uvec __attribute__((vector_size(4 * VL), aligned(2), may_alias)); // also two bf16 a lane
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 32")
 
