@@ -75,7 +75,7 @@ def assert_close(got: dict[str, Tensor], want: dict[str, Tensor], tolerance: flo
 
 
 def tolerance_of(dtype: torch.dtype) -> float:
-    """Two units of the last place where the pre-activation, the activation and their gradients are rounded once each."""
+    """Two units of the last place where pre-activation, activation and their gradients are rounded once each."""
     return TOLERANCE if dtype == torch.float32 else 2 * torch.finfo(dtype).eps
 
 
