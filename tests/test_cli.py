@@ -67,6 +67,14 @@ NAMES = {
     ("train", TINY, "train.stpes=3"): "unknown config key 'train.stpes'; did you mean steps?",
     ("train", TINY, "train.steps=0"): "steps=0 must be at least 1",
     ("train", TINY, "optim.lr=-1"): "lr=-1.0 must be at least 0",
+    ("train", TINY, "optim.lr=nan"): "lr=nan must be at least 0",
+    ("train", TINY, "seed=-1"): "seed=-1 must lie between 0 and 4294967295",
+    ("train", TINY, f"seed={2**32}"): "seed=4294967296 must lie between 0 and",
+    ("train", TINY, "data=null"): f"recipe '{TINY}' names no data set; set data.name=..., known: time_series/csv",
+    ("train", "language/mixtral_tiny", "data=time_series/statsmodels"): (
+        "data Statsmodels of zoo_time_series are not of the kind that task Modeling of zoo_language takes; "
+    ),
+    ("train", TINY, "model.stack.moe.experts=null"): "'experts' is null where a name is needed, for example ",
     ("train", TINY, "precision=fp8"): "config key 'precision': 'fp8' is not a Literal",
     ("train", TINY, "device=abacus"): "device 'abacus' cannot be used here: ",
     ("train", TINY, "train.strategy=nope", *SMALL): "device=cpu, devices=1 and strategy=nope do not work here: ",
@@ -176,6 +184,38 @@ def test_a_full_disk(zoo: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, w
     line = told(zoo("train", TINY, *SMALL, "train.steps=2"))
     assert "No space left on device" in line and "free some space" in line
     assert list(tmp_path.rglob("*.new")) == [], "half a checkpoint is not left behind"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory.\n Tried"),
+            "out of memory: CUDA out of memory. Tried; lower train.",
+        ),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory: DefaultCPU"),
+        (MemoryError(), "out of memory: "),
+        (PermissionError(errno.EACCES, "Permission denied", "x/y"), "cannot use 'x/y': Permission denied; change its"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "x/y"), "cannot use 'x/y': Disk quota exceeded; free space or"),
+    ],
+)
+def test_a_machine_that_is_too_small(
+    zoo: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("zoo.registry.list_models", fail)
+    assert told(zoo("list")).startswith(said)
+    error = RuntimeError("shapes do not match")
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        monkeypatch.setattr("zoo.registry.list_models", lambda *_, **__: (_ for _ in ()).throw(error))
+        zoo("list")
+
+
+def test_a_recipe_that_is_a_file_here(zoo: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("")
+    assert told(zoo("train", "mine")) == "unknown recipe 'mine'; did you mean mine.yaml?"
 
 
 def test_a_resumed_run_keeps_its_settings(zoo: Callable[..., Any], tmp_path: Path) -> None:

@@ -146,6 +146,12 @@ def test_another_model_discards_the_settings_of_the_old_one(tmp_path: Path) -> N
     assert read_recipe(str(recipe), ["model=time_series/time_moe_base"])["model"]["stack"]["num_layers"] == 12
 
 
+def test_defaults_may_be_an_installed_recipe(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(f"defaults: [{TINY}]\ntrain: {{steps: 7}}\n")
+    mine, theirs = read_recipe(str(tmp_path / "mine.yaml")), read_recipe(TINY)
+    assert mine == {**theirs, "train": {**theirs["train"], "steps": 7}}
+
+
 def test_defaults_that_include_themselves(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("defaults: [b]\n")
     (tmp_path / "b.yaml").write_text("defaults: [a]\n")

@@ -75,7 +75,8 @@ def read_yaml(path: Path) -> Tree:
 
 
 def read_with_defaults(path: Path, root: Path, _chain: tuple[Path, ...] = ()) -> Tree:
-    """A recipe with its ``defaults:`` (names of other YAML files, relative to ``root``) merged below it, in order."""
+    """A recipe with its ``defaults:`` merged below it, in order: other YAML files, relative to ``root``, or installed
+    recipes by ``plugin/name``."""
     if path in _chain:
         raise ZooError(f"config '{path}' includes itself through its defaults; remove one of them")
     tree = read_yaml(path)
@@ -84,8 +85,10 @@ def read_with_defaults(path: Path, root: Path, _chain: tuple[Path, ...] = ()) ->
         raise ZooError(f"config '{path}': defaults must be a list of file names")
     below: Tree = {}
     for name in names:
-        file = (root / name).with_suffix(".yaml")
-        below = merge(below, read_with_defaults(file, root, (*_chain, path)))
+        file, its_root = (root / name).with_suffix(".yaml"), root
+        if not file.is_file() and name in (known := recipes()):
+            file, its_root = known[name], known[name].parent
+        below = merge(below, read_with_defaults(file, its_root, (*_chain, path)))
     return merge(below, tree)
 
 
@@ -139,7 +142,10 @@ def recipe_path(recipe: str) -> tuple[Path, Path]:
             raise ZooError(
                 f"unknown recipe '{recipe}': plugin {broken[plugin].owner} is broken: {broken[plugin].cause}"
             )
-        raise ZooError(f"unknown recipe '{recipe}'; {registry.suggest(recipe, known)}")
+        here = next((f"{recipe}{end}" for end in (".yaml", ".yml") if Path(f"{recipe}{end}").is_file()), None)
+        raise ZooError(
+            f"unknown recipe '{recipe}'; {f'did you mean {here}?' if here else registry.suggest(recipe, known)}"
+        )
     return known[recipe], known[recipe].parent
 
 
@@ -246,6 +252,8 @@ def to_object(schema: type[T], tree: Mapping[str, Any]) -> T:
 
 def build(kind: str, node: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
     """What a resolved part node describes: ``target(config, *args, **kwargs)``, the config a ``Config``."""
+    if node is None:
+        raise ZooError(f"'{kind}' is null where a name is needed, for example {_an_example(kind)}")
     target = registry.find(kind, node["name"]).load()
     settings = resolve(target.Config, _settings(node), node["name"])
     return target(to_object(target.Config, settings), *args, **kwargs)
@@ -257,10 +265,10 @@ def make(schema: type[T], **values: Any) -> T:
 
 
 def at_least(least: float, config: Any, *names: str) -> None:
-    """Raise `ZooError` for a field below ``least``; None passes. For ``__post_init__`` of a schema."""
+    """Raise `ZooError` for a field below ``least``, or NaN; None passes. For ``__post_init__`` of a schema."""
     for name in names:
         value = getattr(config, name)
-        if value is not None and value < least:
+        if value is not None and not value >= least:
             raise ZooError(f"{name}={value} must be at least {least}")
 
 

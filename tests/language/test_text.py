@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,35 @@ def test_a_folder_and_json_lines(tmp_path: Path) -> None:
     lines.write_text("".join(json.dumps({"body": f"line {i} \u2028"}) + "\n" for i in range(40)) + '\n{"body": ""}\n')
     data = Text(make(Text.Config, path=str(lines), context=8, key="body"))
     assert len(data.documents["train"]) == 36 and any("skipped 1 lines" in note for note in data.notes)
+
+
+def test_parquet_and_a_folder_of_shards(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    from pyarrow import table
+
+    (tmp_path / "d").mkdir()
+    rows = [f"row {i}" for i in range(40)]
+    parquet.write_table(table({"body": [*rows, None, " "], "n": list(range(42))}), tmp_path / "d" / "b.parquet")
+    (tmp_path / "d" / "a.jsonl").write_text("".join(json.dumps({"body": f"line {i}"}) + "\n" for i in range(40)))
+    (tmp_path / "d" / "c.txt").write_text("a file")
+    data = Text(make(Text.Config, path=str(tmp_path / "d" / "b.parquet"), context=8, key="body"))
+    assert list(chain.from_iterable(data.documents.values())) == rows and any(
+        "skipped 2 lines" in note for note in data.notes
+    )
+    data = Text(make(Text.Config, path=str(tmp_path / "d"), context=8, key="body"))
+    assert list(chain.from_iterable(data.documents.values())) == [*(f"line {i}" for i in range(40)), *rows, "a file"]
+    for key, said in (
+        ("text", r"no column 'text' \(found: body, n\); set data.key"),
+        ("n", "column 'n' of .* is no text"),
+    ):
+        with pytest.raises(ZooError, match=said):
+            Text(make(Text.Config, path=str(tmp_path / "d" / "b.parquet"), key=key))
+    (tmp_path / "x.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(ZooError, match="cannot be read as Parquet"):
+        Text(make(Text.Config, path=str(tmp_path / "x.parquet")))
+    (tmp_path / "x.txt").write_bytes("wide".encode("utf-16"))
+    with pytest.raises(ZooError, match="is UTF-16, not UTF-8; convert it: iconv"):
+        Text(make(Text.Config, path=str(tmp_path / "x.txt")))
 
 
 def test_the_byte_corpus_keeps_its_domains_apart() -> None:

@@ -28,6 +28,7 @@ from zoo.eval.evaluate import evaluate
 from zoo.spec import ZooError
 from zoo.train.logs import read_logs
 from zoo.train.run import train, write_folder
+from zoo.train.task import match
 
 Values = dict[str, dict[str, list[float]]]
 SMOKE_STEPS, SMOKE_ITEMS = 3, 32
@@ -148,7 +149,7 @@ def _assess(claim: Claim, tree: zc.Tree, folder: Path, limit: int | None) -> Non
     known = json.loads((folder / "trace.json").read_text()) if (folder / "trace.json").is_file() else {}
     if wanted - set(known):
         predictor, data = hub.load(folder), zc.build("data set", tree["data"])
-        predictor.task.match(predictor.model, data, predictor.preprocessing)
+        match(predictor.task, predictor.model, data, predictor.preprocessing)
         _write(folder / "trace.json", known | _trace(predictor, data, claim.split, limit, wanted - set(known)))
     if not (folder / "eval.json").is_file():
         batch = tree["train"]["eval_batch_size"]

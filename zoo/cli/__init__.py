@@ -15,6 +15,9 @@ from zoo.cli import bench, convert, doctor, evaluate, info, listing, predict, re
 from zoo.cli.new_plugin import new_plugin_command
 from zoo.spec import ZooError
 
+MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENAMETOOLONG)
+NO_MEMORY = "can't allocate memory"
+
 app = typer.Typer(
     name="zoo",
     help="Mixture-of-experts models of every modality: list, train, evaluate, use. Settings are written key=value.",
@@ -59,14 +62,19 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+        if error.errno not in MENDABLE:
             raise
+        remedy = "free space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "change its rights"
         _stop(
-            f"error: cannot write {error.filename or ''}: {error.strerror}; free space or name another --out",
-            2,
-            debug,
-            error,
+            f"error: cannot use '{error.filename or ''}': {error.strerror}; {remedy} or name another", 2, debug, error
         )
+    except (MemoryError, RuntimeError) as error:
+        # torch.OutOfMemoryError on an accelerator; on the CPU torch has no class for it.
+        said = " ".join(str(error).split())
+        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError" and NO_MEMORY not in said:
+            raise
+        remedy = "lower train.batch_size or batch_size, the context or the model's size"
+        _stop(f"error: out of memory: {said[:300]}; {remedy}", 2, debug, error)
 
 
 def _stop(line: str, code: int, debug: bool, error: BaseException) -> None:

@@ -55,13 +55,14 @@ def _trace(name: str, tree: zc.Tree, folder: Path) -> RoutingTrace:
     from zoo.eval.data import data_section
     from zoo.trace import record
     from zoo.train.sampling import spread
+    from zoo.train.task import match
 
     device, split, logits = pop(tree, "device", "cpu"), pop(tree, "split", "test"), pop(tree, "logits", True)
     batch_size, limit = pop_count(tree, "batch_size", 32), pop_count(tree, "limit", None)
     section = data_section(name, tree, "trace", ("logits",))
     predictor = hub.load(name, device=device)
     data: Any = zc.build("data set", section)
-    predictor.task.match(predictor.model, data, predictor.preprocessing)
+    match(predictor.task, predictor.model, data, predictor.preprocessing)
     for note in data.notes:
         typer.echo(f"data: {note}", err=True)
     dataset = data.split(split)

@@ -20,7 +20,7 @@ from zoo.hub import Predictor
 from zoo.moe.stats import ExpertLoad
 from zoo.spec import ZooError
 from zoo.train.sampling import spread
-from zoo.train.task import Data
+from zoo.train.task import Data, match
 
 
 @dataclass
@@ -77,7 +77,7 @@ def evaluate(
     """
     if data is None:
         data = zc.build("data set", data_config)
-    predictor.task.match(predictor.model, data, predictor.preprocessing)
+    match(predictor.task, predictor.model, data, predictor.preprocessing)
     if not quiet:
         for note in data.notes:
             print(f"data: {note}", file=sys.stderr)

@@ -128,6 +128,10 @@ class Recipe:
     resume: str | None = None
     out: str = "runs"
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise ZooError(f"seed={self.seed} must lie between 0 and {2**32 - 1}")
+
 
 def read_recipe(recipe: str, overrides: Sequence[str] = ()) -> zc.Tree:
     """The resolved recipe as plain data. ``recipe`` is ``plugin/name`` or the path of a YAML file."""
@@ -146,7 +150,8 @@ def resolve_recipe(tree: zc.Tree, where: str) -> zc.Tree:
     tree = {**tree, "task": zc.merge({"name": task}, tree.get("task") or {})}
     data = tree.get("data")
     if data is None:
-        raise ZooError(f"recipe '{where}' names no data set; set data.name=..., one of {registry.list_datasets()}")
+        known = registry.list_datasets(f"{name.partition('/')[0]}/*")
+        raise ZooError(f"recipe '{where}' names no data set; set data.name=..., {registry.suggest('', known)}")
     data = in_plugin_of(name, data)
     tree["model"] = _following(model, task, zc.resolve_part("data set", data, "data"))
     resolved = zc.resolve(Recipe, {**tree, "data": data})

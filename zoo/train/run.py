@@ -38,7 +38,7 @@ from zoo.train.git import git_commit
 from zoo.train.module import Module
 from zoo.train.recipe import Recipe, Stage
 from zoo.train.stages import StageWeights, keep_statistics, rank
-from zoo.train.task import Data, Task
+from zoo.train.task import Data, Task, match
 
 __all__ = ["rank", "resume_tree", "run_folder", "train"]
 RUN = "ZOO_RUN"
@@ -78,7 +78,7 @@ def train(tree: zc.Tree, folder: Path, *, fast_dev_run: bool = False, quiet: boo
         start = hub.load(recipe.init)
         hub.folder.fill(model, hub.folder.unique_state(start.model), recipe.init)
         trained = start.preprocessing
-    task.match(model, data, trained)
+    match(task, model, data, trained)
     for note in data.notes:
         print(f"data: {note}", file=sys.stderr)
     stages = recipe.stages or {"": zc.make(Stage, steps=recipe.train.steps)}
@@ -140,7 +140,7 @@ def _fit_stages(
 
 def _stage_data(name: str, stage: Stage, model: hub.Model, task: Task, data: Data) -> Data:
     own: Data = zc.build("data set", stage.data)
-    task.match(model, own, data.preprocessing)
+    match(task, model, own, data.preprocessing)
     for note in own.notes:
         print(f"data of stage {name}: {note}", file=sys.stderr)
     return own

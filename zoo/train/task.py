@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from torchmetrics import MetricCollection
 
 from zoo.moe import Routing
+from zoo.spec import ZooError
 
 Batch = Mapping[str, Tensor]
 
@@ -124,3 +125,17 @@ class Task:
     def plot(self, model: nn.Module, data: Data, out: Path) -> list[Path]:
         """Pictures of the model at work on a data set, written after an evaluation."""
         return []
+
+
+def match(task: Task, model: nn.Module, data: Data, trained: Mapping[str, Any]) -> None:
+    """`Task.match`, where data of another plugin that do not say what the task asks are refused in a line."""
+    try:
+        task.match(model, data, trained)
+    except (KeyError, AttributeError) as error:
+        ours, theirs = (type(thing).__module__.partition(".")[0] for thing in (task, data))
+        if ours == theirs:
+            raise
+        what = f"{type(data).__name__} of {theirs}", f"{type(task).__name__} of {ours}"
+        raise ZooError(
+            f"data {what[0]} are not of the kind that task {what[1]} takes; choose others: zoo list"
+        ) from error

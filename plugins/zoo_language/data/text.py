@@ -98,7 +98,7 @@ class Texts:
 
 
 class Text(Texts):
-    """Your own text: a file, a folder (each file in it is a document), or JSON lines (a document a line).
+    """Your own text: a file, JSON lines or Parquet (a document a line or row), or a folder of such files.
 
     ``split`` gives the fractions of train, val and test. From 20 documents on they are whole in one split, in the order
     of names or lines; fewer are cut where the fraction falls.
@@ -107,7 +107,7 @@ class Text(Texts):
     @dataclass
     class Config(TextConfig):
         path: str = MISSING
-        key: str = "text"  # of a JSON line
+        key: str = "text"  # of a JSON line, or a column
         split: list[float] = field(default_factory=lambda: [0.9, 0.05, 0.05])
 
     def __init__(self, config: Config) -> None:
@@ -121,9 +121,9 @@ def read_documents(path: Path, key: str, notes: list[str]) -> list[str]:
     if not path.exists():
         raise ZooError(f"'{path}' does not exist; set data.path to a text file, a folder or a .jsonl file")
     if path.is_dir():
-        return _read_folder(path, notes)
-    if path.suffix in (".jsonl", ".ndjson"):
-        return read_jsonl(path, key, notes)
+        return _read_folder(path, key, notes)
+    if path.suffix in READERS:
+        return READERS[path.suffix](path, key, notes)
     text = read_text(path)
     if not text.strip():
         raise ZooError(f"'{path}' is empty; give a file with text in it")
@@ -133,6 +133,8 @@ def read_documents(path: Path, key: str, notes: list[str]) -> list[str]:
 def read_text(path: Path) -> str:
     """A file of UTF-8, line ends as ``\\n``. Raises `ZooError` when it is something else."""
     content = path.read_bytes()
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ZooError(f"'{path}' is UTF-16, not UTF-8; convert it: iconv -f utf-16 -t utf-8 FILE")
     if (nul := content.find(b"\0")) >= 0:
         raise ZooError(f"'{path}' is binary (NUL at byte {nul}), not text; give plain text in UTF-8")
     try:
@@ -145,11 +147,14 @@ def read_text(path: Path) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _read_folder(folder: Path, notes: list[str]) -> list[str]:
+def _read_folder(folder: Path, key: str, notes: list[str]) -> list[str]:
     documents, skipped = [], []
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         if hidden or not path.is_file():
+            continue
+        if path.suffix in READERS:
+            documents += READERS[path.suffix](path, key, notes)
             continue
         try:
             document = read_text(path)
@@ -168,7 +173,7 @@ def _read_folder(folder: Path, notes: list[str]) -> list[str]:
 
 def read_jsonl(path: Path, key: str, notes: list[str]) -> list[str]:
     """The field ``key`` of every line. Raises `ZooError` naming the line that is malformed or lacks it."""
-    documents, empty = [], 0
+    texts: list[str] = []
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
@@ -179,13 +184,37 @@ def read_jsonl(path: Path, key: str, notes: list[str]) -> list[str]:
         if not isinstance(item, dict) or not isinstance(item.get(key), str):
             there = ", ".join(item) if isinstance(item, dict) else f"a {type(item).__name__}"
             raise ZooError(f"line {number} of '{path}' has no text '{key}' (found: {there}); set data.key=...")
-        if item[key].strip() and "\0" not in item[key]:
-            documents.append(item[key])
-        else:
-            empty += 1
+        texts.append(item[key])
+    return _with_text(texts, path, key, notes)
+
+
+def read_parquet(path: Path, key: str, notes: list[str]) -> list[str]:
+    """The column ``key`` of a Parquet file. Raises `ZooError` when there is none of text, or no reader."""
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ModuleNotFoundError as error:
+        raise ZooError(f"'{path}' needs pyarrow, which is not installed; run: pip install pyarrow") from error
+    try:
+        file = ParquetFile(path)
+        if key not in (there := file.schema_arrow.names):
+            raise ZooError(f"'{path}' has no column '{key}' (found: {', '.join(there)}); set data.key=...")
+        texts = [value or "" for value in file.read([key])[key].to_pylist()]
+    except ArrowException as error:
+        raise ZooError(f"'{path}' cannot be read as Parquet: {error}; write it anew") from error
+    if not all(isinstance(text, str) for text in texts):
+        raise ZooError(f"column '{key}' of '{path}' is no text; set data.key=...")
+    return _with_text(texts, path, key, notes)
+
+
+READERS = {".jsonl": read_jsonl, ".ndjson": read_jsonl, ".parquet": read_parquet}
+
+
+def _with_text(texts: list[str], path: Path, key: str, notes: list[str]) -> list[str]:
+    documents = [text for text in texts if text.strip() and "\0" not in text]
     if not documents:
         raise ZooError(f"'{path}' is empty: no line has text in '{key}'; give a file with text in it")
-    if empty:
+    if empty := len(texts) - len(documents):
         notes.append(f"skipped {empty} lines of '{path}' whose '{key}' is empty or binary")
     return documents
 
