@@ -87,7 +87,7 @@ def test_a_suite_leaves_out_what_is_not_here(tmp_path: Path, monkeypatch: pytest
     found = run_suite(saved(tmp_path / "ridge"), str(tmp_path / "mine.yaml"), quiet=True)
     assert list(found.reports) == ["statsmodels 12 elnino", "statsmodels 12 sunspots"]
     assert found.reports["statsmodels 12 elnino"].data["context"] == 24
-    assert "weather.csv' is not there" in found.left_out["long_horizon weather"]
+    assert "cannot download 'time_series/weather/weather.csv'" in found.left_out["long_horizon weather"]
     assert found.relative["seasonal_naive"] == {"mase": pytest.approx(1.0)} and found.relative[""]["mase"] > 1
     assert json.loads(found.to_json())["reports"]["statsmodels 12 elnino"]["items"] > 5
     with pytest.raises(ZooError, match=r"nothing of suite .* could be scored: .*weather"):

@@ -183,7 +183,7 @@ plugin = Plugin(
             "long_horizon",
             "zoo_time_series.data.long_horizon:LongHorizon",
             "electricity (ECL), traffic, exchange rates and weather, of the long-horizon benchmark",
-            "none stated by the sources",
+            "none stated by the sources; of weather CC BY 4.0, as its host states",
             files=tuple(LONG_HORIZON.values()),
             requires=("pandas",),
         ),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -21,8 +22,7 @@ from zoo_time_series.data.m4 import M4, naive2, score, seasonal
 def test_every_file_with_an_address_has_a_checksum() -> None:
     files = [*ETT.values(), *LONG_HORIZON.values(), *(file for pair in M4_FILES.values() for file in pair)]
     assert len({file.path for file in files}) == len(files) == 20
-    assert [file.path for file in files if not (file.sha256 or file.git_blob)] == ["time_series/weather/weather.csv"]
-    assert all(file.urls or "weather" in file.path for file in files)
+    assert all(file.urls and (len(file.sha256) == 64 or len(file.git_blob) == 40) for file in files)
 
 
 # -- M4 --------------------------------------------------------------------------------------------------------------
@@ -127,12 +127,26 @@ def test_a_table_of_the_long_horizon_benchmark(exchange: Path) -> None:
     assert first["covariates"].shape == (144, 4)
 
 
+def test_weather_is_taken_row_by_row(exchange: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its dates repeat a step and leave some out, and its header is in no encoding."""
+    monkeypatch.setitem(long_horizon.TABLES, "weather", (1000, 2, "2020-01-01 00:10", "10min"))
+    path = exchange.parents[1] / "weather" / "weather.csv"
+    path.parent.mkdir()
+    times = pd.date_range("2020-01-01 00:10", periods=1009, freq="10min").delete(range(500, 510)).insert(700, None)
+    times = times.where(times.notna(), times[699])
+    table = pd.DataFrame({"date": times, "SWDR (W/m2)": np.arange(1000.0), "OT": np.arange(1000.0) % 144})
+    path.write_bytes(table.to_csv(index=False).encode().replace(b"m2", b"m\xef\xbf\xbd"))
+    data = LongHorizon(LongHorizon.Config(set="weather", context=96, horizon=48))
+    assert data.preprocessing["season"] == 144 and data.notes == []
+    assert len(data.split("test")) == 2 * (200 - 48 + 1)
+    last = data.split("test")[200 - 48]
+    assert float(last["future"][-1] * last["std"] + last["mean"]) == pytest.approx(999, rel=1e-5)
+
+
 def test_a_table_that_is_cut_off_or_absent(exchange: Path) -> None:
     with gzip.open(exchange, "wt") as stream:
         stream.write("1,2,3\n4,5,6\n")
     with pytest.raises(ZooError, match="has 2 rows and 3 variates, exchange_rate has 1000 and 3"):
         LongHorizon(LongHorizon.Config(set="exchange_rate"))
-    with pytest.raises(ZooError, match=r"weather\.csv' is not there and has no address; put it at"):
-        LongHorizon(LongHorizon.Config(set="weather"))
     with pytest.raises(ZooError, match=r"cannot download 'time_series/multivariate/traffic\.txt\.gz'"):
         LongHorizon(LongHorizon.Config(set="traffic"))
