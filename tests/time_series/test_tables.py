@@ -6,8 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import zoo
 from zoo.spec import ZooError
 from zoo.train.recipe import read_recipe
+from zoo.train.run import train
 from zoo_time_series.data.frame import read_table, to_panel
 
 ROWS = 130
@@ -129,3 +131,37 @@ def test_the_model_follows_the_data_unless_told_otherwise():
     model = read_recipe("time_series/seg_moe_etth1", [*settings, "model.context=48"])["model"]
     assert (model["context"], model["horizon"]) == (48, 10)
     assert "horizon" not in read_recipe("time_series/time_moe_tiny", settings)["model"]  # it has no such setting
+
+
+@pytest.fixture(scope="module")
+def forecaster(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    weekly().to_csv(folder / "table.csv", index=False)
+    settings = ["data=csv", f"data.path={folder / 'table.csv'}", "data.context=12", "data.horizon=4"]
+    return zoo.load(train(read_recipe("time_series/mole", settings), folder / "run", fast_dev_run=True, quiet=True))
+
+
+def test_what_a_forecaster_takes(forecaster, tmp_path):
+    weekly().to_csv(tmp_path / "table.csv", index=False)
+    from_file = forecaster.predict(str(tmp_path / "table.csv"), 3)
+    spaced = weekly().rename(columns={"7": " 7"}).set_index("Woche ab")
+    pd.testing.assert_frame_equal(pd.DataFrame(forecaster.predict(spaced, 3)), pd.DataFrame(from_file))
+    one = forecaster.predict(spaced[" 7"], 3)
+    assert one["y"].tolist() == pytest.approx(from_file["y"][-3:].tolist()) and set(one["unique_id"]) == {"7"}
+    pd.testing.assert_frame_equal(forecaster.predict(spaced, 3, columns=7), pd.DataFrame(one))
+    for given, message in (
+        ([1.0, 2.0], "input must be a file or a pandas data frame, not list"),
+        (spaced[:1], "one row a series does not say how far apart"),
+        (spaced[:0], "no numeric column with values"),
+    ):
+        with pytest.raises(ZooError, match=message):
+            forecaster.predict(given, 3)
+
+
+def test_a_model_without_its_covariates_is_refused_before_it_is_trained(tmp_path):
+    weekly().assign(price=VALUES[:, 0]).to_csv(tmp_path / "table.csv", index=False)
+    settings = ["data=csv", f"data.path={tmp_path / 'table.csv'}", "data.context=32", "data.horizon=4"]
+    for more, remedy in (([], r"give none; set data\.calendar=true"), (["data.known=[price]"], r"model\.covariates=1")):
+        with pytest.raises(ZooError, match=remedy):
+            train(read_recipe("time_series/mohets_etth1", [*settings, *more]), tmp_path / "run", quiet=True)
+        assert not (tmp_path / "run").exists()

@@ -65,6 +65,10 @@ def read_panel(
     """A user's table with the covariates that a model was trained with. Raises `ZooError` where it cannot be read."""
     what = f"'{source}'" if isinstance(source, (str, Path)) else "the table"
     frame = read_table(source) if isinstance(source, (str, Path)) else source
+    if isinstance(frame, pd.Series):
+        frame = frame.to_frame("y" if frame.name is None else frame.name)
+    if not isinstance(frame, pd.DataFrame):
+        raise ZooError(f"input must be a file or a pandas data frame, not {type(frame).__name__}")
     told = Covariates(**preprocessing.get("covariates", {}))
     return to_panel(frame, time=time, columns=columns, known=list(told.known), static=list(told.static), what=what)
 

@@ -8,6 +8,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from zoo.spec import ZooError
+
 DAY = 86400.0
 
 
@@ -23,7 +25,9 @@ class Frequency:
     month_end: bool = False
 
     def after(self, last: Any, count: int) -> list[Any]:
-        """The ``count`` times that follow ``last``."""
+        """The ``count`` times that follow ``last``. Raises `ZooError` where no two dates say the step."""
+        if self is ROWS and isinstance(last, pd.Timestamp):
+            raise ZooError("one row a series does not say how far apart its times are; give at least two rows")
         steps = range(1, count + 1)
         if self.kind == "months":
             offset = pd.offsets.MonthEnd if self.month_end else lambda months: pd.DateOffset(months=months)

@@ -68,7 +68,6 @@ def _read_csv(file: Path, head: bytes) -> pd.DataFrame:
         except UnicodeDecodeError:
             if encoding == "latin-1":  # which knows every byte
                 raise
-    frame.columns = [str(name).strip() for name in frame.columns]
     return frame
 
 
@@ -97,10 +96,11 @@ def _is_number(text: str) -> bool:
 
 
 def distinct(names: Sequence[Any]) -> tuple[list[str], list[str]]:
-    """Column names as texts, the second ``a`` called ``a.1`` as pandas does, and those that were renamed."""
+    """Column names as texts without space around them, the second ``a`` called ``a.1`` as pandas does, and those of
+    which there were two."""
     done: list[str] = []
     again: list[str] = []
-    for name in map(str, names):
+    for name in (str(name).strip() for name in names):
         free = (new for k in itertools.count() if (new := f"{name}.{k}" if k else name) not in done)
         done.append(next(free))
         again += [done[-1]] if done[-1] != name else []

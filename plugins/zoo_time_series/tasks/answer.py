@@ -35,9 +35,7 @@ def answer(task: Forecasting, model: Any, preprocessing: Mapping[str, Any], inpu
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ZooError(f"{name}={value} must be a number of {COUNTED.get(name, 'points')}, at least 1")
     levels = _levels(inputs.get("quantiles"))
-    columns = inputs["columns"]
-    columns = [name.strip() for name in columns.split(",")] if isinstance(columns, str) else columns
-    panel = read_panel(inputs["input"], preprocessing, time=inputs["time"], columns=columns)
+    panel = read_panel(inputs["input"], preprocessing, time=inputs["time"], columns=_names(inputs["columns"]))
     if windows is not None:
         if paths is not None:
             raise ZooError("paths go with a forecast, not with a backtest; leave paths or windows out")
@@ -185,6 +183,13 @@ def _batch(panel: Panel, context: Context, actual: np.ndarray, end_S: np.ndarray
         "season": context.season,
     }
     return batch if context.covariates is None else {**batch, "covariates": context.covariates}
+
+
+def _names(given: Any) -> list[str] | None:
+    """Columns from a list, or a text of them with commas between."""
+    if given is None:
+        return None
+    return [str(name).strip() for name in (given.split(",") if isinstance(given, str) else np.atleast_1d(given))]
 
 
 def _levels(given: Any) -> list[float]:

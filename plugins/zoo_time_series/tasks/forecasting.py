@@ -24,6 +24,7 @@ from zoo.spec import ZooError
 from zoo.train.sampling import spread
 from zoo.train.task import Batch, Loss, Task
 from zoo_time_series.blocks.probabilistic import pinball
+from zoo_time_series.data.covariates import Covariates
 from zoo_time_series.tasks import residuals
 
 if TYPE_CHECKING:
@@ -56,6 +57,17 @@ class Forecasting(Task):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.monitor = config.monitor
+
+    def match(self, model: Any, data: Any, trained: Mapping[str, Any]) -> None:
+        """Refuse data without the covariates that the model takes."""
+        wanted = getattr(model, "covariates", 0)
+        found = Covariates(**data.preprocessing.get("covariates", {})).channels
+        if wanted and found != wanted:
+            raise ZooError(
+                f"the model takes covariates={wanted} channels, and the data give {found or 'none'}; set "
+                f"{f'model.covariates={found}' if found else 'data.calendar=true'}, or data.calendar, data.known and "
+                "data.static"
+            )
 
     def loss(self, model: Any, batch: Batch) -> Loss:
         past, valid = batch["past"], batch["past_valid"]
