@@ -118,7 +118,7 @@ plugin = Plugin(
                 Input("text", "what to say; without it music is made", text=True),
                 Input("speaker", "who says it, one of those in the training data", text=True),
                 Input("continue", "a MIDI file (or for speech a sound file) to go on from", text=True),
-                Input("seconds", "at most so many", default=10.0),
+                Input("seconds", "at most so many are made", default=10.0),
                 Input("temperature", "1 draws from the model's distribution, 0 takes the likeliest; else the task's"),
                 Input("top_p", "draw from the likeliest codes that hold this share; else the task's"),
                 Input("bpm", "beats a minute of music", default=90.0),

@@ -49,7 +49,7 @@ def read_midi(path: Path, per_beat: float) -> tuple[Tensor, list[str]]:
     are rounded to frames, a note has one at least; percussion is left out.
 
     Raises:
-        ZooError: the file is missing, empty, damaged, without notes, or its clock is not in beats.
+        ZooError: the file is missing, empty, damaged, without notes or of type 2, or its clock is not in beats.
     """
     import mido
 
@@ -60,6 +60,8 @@ def read_midi(path: Path, per_beat: float) -> tuple[Tensor, list[str]]:
     except (OSError, EOFError, ValueError, KeyError, IndexError, TypeError) as error:
         cause = str(error) or type(error).__name__
         raise ZooError(f"'{path}' cannot be read as MIDI ({cause}); give a standard MIDI file (.mid)") from error
+    if file.type == 2:
+        raise ZooError(f"'{path}' is MIDI of type 2, whose tracks are pieces of their own; export it as type 0 or 1")
     if file.ticks_per_beat <= 0 or file.ticks_per_beat >= 1 << 15:
         raise ZooError(f"'{path}' counts in seconds (SMPTE), not in beats; export it with a beat clock")
     notes = []

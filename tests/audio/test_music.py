@@ -56,6 +56,7 @@ def test_percussion_silence_before_and_tracks(tmp_path: Path):
 def test_what_is_no_midi_is_refused(tmp_path: Path):
     good = music.write_midi(tmp_path / "good.mid", roll(), 1.0).read_bytes()
     mido.MidiFile().save(tmp_path / "none.mid")
+    mido.MidiFile(type=2).save(tmp_path / "two.mid")
     for name, content in {
         "empty.mid": b"",
         "text.mid": b"la la la",
@@ -69,6 +70,7 @@ def test_what_is_no_midi_is_refused(tmp_path: Path):
         "cut.mid": "cannot be read as MIDI",
         "odd.mid": "cannot be read as MIDI",
         "none.mid": "no notes",
+        "two.mid": "is MIDI of type 2",
         "nowhere.mid": "does not exist",
     }.items():
         with pytest.raises(ZooError, match=match) as caught:

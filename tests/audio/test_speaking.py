@@ -20,6 +20,7 @@ from zoo_audio.data.recordings import SPLITS
 from zoo_audio.data.sets import CODEC, coded
 from zoo_audio.data.synthesis import vowels
 from zoo_audio.data.tokens import Piece, Tokens
+from zoo_audio.generation import Drawn
 from zoo_audio.tasks.recognition import Recognition, nothing, recognise
 from zoo_audio.tasks.speaking import Speaking
 
@@ -114,6 +115,31 @@ def test_music(speaker, tmp_path: Path):
     assert [f.suffix for f in files] == [".wav", ".mid", ".png"] and files[1].name == "start_continued.mid"
 
 
+def test_seconds_are_those_after_what_is_given_as_far_as_there_is_room(speaker, tmp_path: Path):
+    music.write_midi(tmp_path / "long.mid", torch.rand(3000, 88).argsort(1) < 4, 1.0)
+    on = speaker.predict(seconds=3.0, bpm=60.0, **{"continue": str(tmp_path / "long.mid")})
+    assert on.given == 509 and 509 < len(on.codes_TC) <= 512
+    assert any("goes on from the last 509 frames, 509 s" in n for n in on.notes)
+    soundfile.write(tmp_path / "start.wav", 0.3 * np.sin(np.arange(8000) * 0.1), 8000)
+    said = speaker.predict(text="ee", seconds=0.1, **{"continue": str(tmp_path / "start.wav")})
+    assert said.given == 50 and len(said.codes_TC) <= 55
+    soundfile.write(tmp_path / "long.wav", 0.3 * np.sin(np.arange(8000 * 30) * 0.1), 8000)
+    with pytest.raises(ZooError, match=r"what to go on from lasts 30 s, and the model takes 20\.3"):
+        speaker.predict(text="ee", **{"continue": str(tmp_path / "long.wav")})
+
+
+def test_more_seconds_than_the_model_has_room_for_are_told(speaker, monkeypatch):
+    asked = []
+
+    def generate(model, text_BP, valid_BP, *, max_frames, **settings):
+        asked.append(max_frames)
+        return Drawn([torch.full((4, 4), 40)], [torch.ones(4)], [True])
+
+    monkeypatch.setattr("zoo_audio.tasks.speaking.generate", generate)
+    made = speaker.predict(seconds=1e6, bpm=60.0)
+    assert asked == [1018] and made.notes == ["seconds=1e+06: the model has room for 1.02e+03 s"]
+
+
 @pytest.mark.parametrize(
     ("inputs", "match"),
     [
@@ -126,7 +152,10 @@ def test_music(speaker, tmp_path: Path):
         ({"bpm": 0.0}, "bpm must be above 0"),
         ({"continue": "song.txt"}, "is no MIDI file"),
         ({"continue": "nowhere.mid"}, "does not exist"),
-        ({"text": "ee", "seconds": 100.0}, "takes 1024 positions"),
+        ({"seconds": float("nan")}, "seconds=nan must be a number"),
+        ({"seed": 1.5}, r"seed=1\.5 must be a whole number"),
+        ({"text": "ee", "continue": "song.mid"}, "continue=song.mid is music and text= speech"),
+        ({"speaker": "high"}, "speaker= is for speech"),
     ],
 )
 def test_what_a_user_is_told(speaker, inputs, match):

@@ -194,14 +194,21 @@ class Speaking(Task):
                 "the model was saved without symbols and codec, so it makes no sound; train it with `zoo train`"
             )
         text, before = inputs["text"], inputs["continue"]
-        music_wanted = text is None or (before is not None and Path(str(before)).suffix.lower() in MIDI)
+        music_wanted = text is None
+        if text is not None and before is not None and Path(str(before)).suffix.lower() in MIDI:
+            raise ZooError(f"continue={before} is music and text= speech; give a sound file, or leave text= out")
+        if music_wanted and inputs["speaker"] is not None:
+            raise ZooError("speaker= is for speech, and without text= music is made; give text=, or leave speaker= out")
+        seed = inputs["seed"]
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+            raise ZooError(f"seed={seed!r} must be a whole number of at least 0")
         kind = "music" if music_wanted else "speech"
         c = self.config
         own = {"temperature": 1.0, "top_p": 0.95} if music_wanted else {"temperature": c.temperature, "top_p": c.top_p}
         inputs = {**inputs, **{key: value for key, value in own.items() if inputs[key] is None}}
         for key in ("seconds", "temperature", "top_p", "bpm"):
             value = inputs[key]
-            if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
                 raise ZooError(f"{key}={value!r} must be a number of at least 0")
         if kind not in preprocessing:
             have = ", ".join(d for d in DOMAINS if d in preprocessing)
@@ -234,13 +241,13 @@ class Speaking(Task):
         if inputs["continue"] is not None:
             wave_N, remarks = read_sound(Path(inputs["continue"]).expanduser(), codec.config.sample_rate)
             given, notes = codec.encode(levelled(wave_N, section["level"]).to(model.device)).cpu(), notes + remarks
-        most = max(1, round(inputs["seconds"] * codec.frame_rate))
+        most = _most(model, 2 + len(text), inputs["seconds"], codec.frame_rate, given, notes)
         name = f"{text}_{speaker}" if speaker else text
         drawn = self._draw(model, preprocessing, ("speech", speaker or "", text), most, given, inputs)
         codes_TC = drawn.codes[0]
         wave_N = codec.decode(codes_TC).cpu()
         if not drawn.ended[0]:
-            notes.append(f"stopped after {inputs['seconds']} s; seconds= allows more")
+            notes.append(f"stopped after {len(codes_TC) / codec.frame_rate:.3g} s: it did not end by itself")
         return Made(
             "speech",
             "".join(x if x.isalnum() or x == "_" else "-" for x in name)[:60],
@@ -271,16 +278,15 @@ class Speaking(Task):
             if lost:
                 notes.append(f"{lost} frames have more than {preprocessing['channels']} keys: the lowest are left out")
             name = f"{path.stem}_continued"
-        longest = model.config.max_length - 2 - max(model.config.delay) - 1
-        most = max(1, round(inputs["seconds"] * inputs["bpm"] / 60 * per_beat)) + (0 if given is None else len(given))
-        if given is not None and len(given) > longest // 2:
-            given = given[-(longest // 2) :]
-            notes.append(f"the model goes on from the last {len(given)} frames")
-            most = min(most, longest)
-        drawn = self._draw(model, preprocessing, ("music", "", ""), min(most, longest), given, inputs)
+        rate = inputs["bpm"] / 60 * per_beat
+        room = _room(model, 2)
+        if given is not None and len(given) > room // 2:
+            given = given[-(room // 2) :]
+            notes.append(f"the model goes on from the last {len(given)} frames, {len(given) / rate:.3g} s")
+        most = _most(model, 2, inputs["seconds"], rate, given, notes)
+        drawn = self._draw(model, preprocessing, ("music", "", ""), most, given, inputs)
         codes_TC = drawn.codes[0].cpu()
         wave_N = music.played(music.roll_of(codes_TC), per_beat, inputs["bpm"])
-        rate = inputs["bpm"] / 60 * per_beat
         start = 0 if given is None else len(given)
         return Made("music", name, codes_TC, drawn.experts[0], wave_N, music.RATE, rate, start, per_beat, notes)
 
@@ -319,6 +325,24 @@ class Speaking(Task):
         bpm = 60 * result.frame_rate / result.per_beat
         files.append(music.write_midi(out / f"{result.name}.mid", roll_TH, result.per_beat, bpm))
         return files + plot_roll(roll_TH, picture, result.experts_T, result.given)
+
+
+def _room(model: Any, symbols: int) -> int:
+    """Frames that the model has positions for after a prompt of so many symbols."""
+    return int(model.config.max_length) - symbols - 1 - max(model.config.delay)
+
+
+def _most(model: Any, symbols: int, seconds: float, rate: float, given: Tensor | None, notes: list[str]) -> int:
+    """Frames of what is given and at most ``seconds`` after it, or as many as the model has positions for."""
+    before, room = 0 if given is None else len(given), _room(model, symbols)
+    if before >= room:
+        raise ZooError(
+            f"what to go on from lasts {before / rate:.3g} s, and the model takes {room / rate:.3g}; give a shorter one"
+        )
+    wanted = before + max(1, round(seconds * rate))
+    if wanted > room:
+        notes.append(f"seconds={seconds:g}: the model has room for {(room - before) / rate:.3g} s")
+    return min(wanted, room)
 
 
 def _nats(logits: Tensor, target: Tensor) -> Tensor:
