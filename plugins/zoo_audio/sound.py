@@ -39,6 +39,7 @@ def read_sound(path: Path, rate: int) -> tuple[Tensor, list[str]]:
             kind, channels, own = file.subtype, file.channels, file.samplerate
             blocks = (torch.from_numpy(b).mean(1) for b in file.blocks(BLOCK, dtype="float32", always_2d=True))
             wave_N = resample(blocks, own, rate)
+            cut = "should be" in file.extra_info  # libsndfile: the header names another size than the file has
     except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
         cause = str(error).strip().rstrip(".").partition("\n")[0]
         raise ZooError(f"'{path}' cannot be read as sound ({cause}); give a WAV, FLAC or OGG file") from error
@@ -47,6 +48,8 @@ def read_sound(path: Path, rate: int) -> tuple[Tensor, list[str]]:
     if not bool(torch.isfinite(wave_N).all()):
         raise ZooError(f"sound file '{path}' has samples that are not finite; export it again")
     notes = []
+    if cut:
+        notes.append(f"{path.name}: its header names another length than it has: cut off?")
     if own != rate:
         notes.append(f"{path.name}: resampled from {own:,} to {rate:,} Hz")
     if channels > 1:

@@ -11,6 +11,7 @@ import soundfile
 import torch
 
 from zoo import config as zc
+from zoo import create_model
 from zoo.spec import ZooError
 from zoo_audio import music
 from zoo_audio.data import sets, synthesis
@@ -110,10 +111,55 @@ def test_a_folder_of_midi_files(tmp_path: Path):
         music.write_midi(tmp_path / f"{i}.mid", torch.rand(8, 88).argsort(1) < 3, 2.0)
     (tmp_path / "bad.mid").write_bytes(b"la")
     data = build("midi", path=str(tmp_path), per_beat=2.0, shift=3)
-    assert [len(data.pieces[split]) for split in SPLITS] == [8, 1, 1]
+    held = {split: {tuple(piece.codes_TC[:, 0].tolist()) for piece in data.pieces[split]} for split in SPLITS}
+    assert sum(map(len, held.values())) == 10 and len(held["train"]) < 10
     assert any("1 of 11 files left out" in note for note in data.notes)
     seen = {int(data.split("train")[0]["codes"][0, 0]) for _ in range(40)}
     assert 1 < len(seen) <= 7, "transposed by up to three semitones"
+
+
+def test_what_is_in_a_folder_is_accounted_for(recordings: Path):
+    for i in range(5):
+        soundfile.write(recordings / f"quiet_ann_{i}.wav", np.full(80, 1e-5 * i), 8000, subtype="FLOAT")
+        (recordings / f"broken{i}.wav").touch()
+    (recordings / "song.m4a").touch()
+    told = build("sounds", form="clips", path=str(recordings), window=0.1).notes
+    assert "passed over: 1 .txt, 1 .m4a" in told
+    assert any(n.startswith("6 files, such as x.flac: silent") for n in told), told
+    left = next(n for n in told if "left out" in n)
+    assert left.startswith("7 of 25 files") and left.endswith("; and broken2.wav, broken3.wav, broken4.wav, empty.wav")
+    assert any("13 clips, such as" in n and "longer than data.window=0.1 s" in n for n in told)
+
+
+def test_a_table_of_files_that_are_not_there_is_told(recordings: Path):
+    table = recordings / "metadata.csv"
+    table.write_text("file,text,speaker\nno/x.flac,oh no,bob\nnowhere.wav,a,b\nyes_ann_0.wav\n")
+    told = build("sounds", form="clips", path=str(recordings)).notes
+    assert "metadata.csv: 2 lines name no sound file, such as 'nowhere.wav,a,b'" in told
+    assert any("no line for 14 files" in note for note in told)
+    table.write_text("yes_ann_0|Yes, I do|ann\n")
+    with pytest.raises(ZooError, match=r"names none of the 15 sound files \('yes_ann_0\|Yes"):
+        build("sounds", form="clips", path=str(recordings))
+
+
+@pytest.mark.parametrize("kind", ["sounds", "midi"])
+def test_shares_that_leave_files_out_are_refused(recordings: Path, kind):
+    with pytest.raises(ZooError, match="three fractions that sum to 1"):
+        build(kind, path=str(recordings), split=[0.5, 0.1, 0.1])
+
+
+@pytest.mark.parametrize(("model", "form"), [("codec", "stretches"), ("recogniser", "clips")])
+def test_codes_for_a_model_of_waveforms_are_refused(recordings: Path, model, form):
+    data = build("sounds", path=str(recordings))
+    task = zc.build("task", {"name": {"codec": "audio/coding", "recogniser": "audio/recognition"}[model]})
+    with pytest.raises(ZooError, match=f"set data.form={form}"):
+        task.match(create_model(f"audio/{model}"), data, {})
+
+
+def test_a_long_recording_is_judged_in_parts(tmp_path: Path):
+    soundfile.write(tmp_path / "long.wav", 0.3 * np.sin(np.arange(8000 * 50) * 0.1), 8000)
+    items = build("sounds", form="stretches", path=str(tmp_path)).split("val")
+    assert [int(items[i]["valid"].sum()) for i in range(len(items))] == [160_000, 160_000, 80_000]
 
 
 def test_items_come_together_padded_on_the_outside():

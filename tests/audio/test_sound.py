@@ -11,7 +11,7 @@ import torch
 from torchaudio.functional import resample as whole
 
 from zoo.spec import ZooError
-from zoo_audio import sound
+from zoo_audio import plots, sound
 
 
 def tone(seconds: float = 0.5, rate: int = 8000, channels: int = 1, level: float = 0.3) -> np.ndarray:
@@ -58,6 +58,23 @@ def test_silent_clipped_and_loud_files_are_told(tmp_path: Path):
     assert "peak 4.00 scaled to 1" in notes["loud"]
     assert sound.read_sound(tmp_path / "loud.wav", 8000)[0].abs().max() <= 1
     assert torch.equal(sound.levelled(torch.zeros(9)), torch.zeros(9))
+
+
+def test_a_file_that_ends_early_is_told(tmp_path: Path):
+    soundfile.write(tmp_path / "whole.wav", tone(), 8000)
+    whole_file = (tmp_path / "whole.wav").read_bytes()
+    (tmp_path / "cut.wav").write_bytes(whole_file[: len(whole_file) // 2])
+    assert sound.read_sound(tmp_path / "whole.wav", 8000)[1] == []
+    assert sound.read_sound(tmp_path / "cut.wav", 8000)[1] == [
+        "cut.wav: its header names another length than it has: cut off?"
+    ]
+
+
+def test_pictures_of_silence_and_of_an_hour(tmp_path: Path):
+    assert plots.decibels(torch.zeros(3600 * 8000), 8000).shape == (129, 4001)
+    assert plots.decibels(torch.randn(8000), 8000).shape == (129, 126)
+    files = plots.plot_spectrograms({"silence": torch.zeros(8000)}, 8000, tmp_path / "x.png")
+    assert files == [tmp_path / "x.png"] and files[0].stat().st_size
 
 
 def test_what_is_no_sound_is_refused(tmp_path: Path):

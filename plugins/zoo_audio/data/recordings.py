@@ -5,9 +5,10 @@ Shapes: N samples.
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from zoo_audio.data.files import FSDD
 from zoo_audio.sound import SUFFIXES, levelled, read_sound
 
 SPLITS = ("train", "val", "test")
+PIECE = 20.0  # seconds: to judge a codec, a longer recording counts as several
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -59,56 +61,103 @@ def folder(path: str, rate: int, split: Sequence[float], notes: list[str]) -> Cl
     A file that cannot be read is left out and told; splits are by a hash of the name, so that more files move none.
 
     Raises:
-        ZooError: no such folder, no sound in it, or fractions that do not sum to 1.
+        ZooError: no such folder, no sound in it, a metadata.csv that names none of its files, or fractions that do not
+            sum to 1.
     """
-    import csv
-
     root = Path(path).expanduser()
     if not root.is_dir():
         raise ZooError(f"'{path}' is not a folder; set data.path to one that holds sound files ({', '.join(SUFFIXES)})")
-    if len(split) != 3 or min(split) < 0 or abs(sum(split) - 1) > 1e-6:
-        raise ZooError(f"split={list(split)} must be three fractions that sum to 1")
-    told: dict[str, tuple[str, str]] = {}
-    if (table := root / "metadata.csv").is_file():
-        try:
-            rows = list(csv.reader(table.read_text(encoding="utf-8-sig").splitlines()))
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise ZooError(f"'{table}' cannot be read ({error}); write lines file,text,speaker in UTF-8") from error
-        told = {
-            row[0].strip(): (row[1].strip(), row[2].strip() if len(row) > 2 else "") for row in rows if len(row) > 1
-        }
-    found = sorted(f for f in root.rglob("*") if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
+    files = sorted(f for f in root.rglob("*") if f.is_file() and not f.name.startswith("."))
+    found = [f for f in files if f.suffix.lower() in SUFFIXES]
+    fractions(split)
     if not found:
         raise ZooError(f"folder '{path}' holds no sound file ({', '.join(SUFFIXES)}); put some there")
-    clips: Clips = {name: [] for name in SPLITS}
-    broken, done = [], []
-    for file in found:
-        key = file.relative_to(root).as_posix()
+    keys = [file.relative_to(root).as_posix() for file in found]
+    told = _told(root / "metadata.csv", keys, notes)
+    if others := Counter(f.suffix.lower() or f.name for f in files if f not in set(found) and f.name != "metadata.csv"):
+        notes.append(f"passed over: {', '.join(f'{n} {suffix}' for suffix, n in others.most_common(8))}")
+    read: dict[str, Clip] = {}
+    broken, remarks = [], list[str]()
+    for file, key in zip(found, keys, strict=True):
         try:
-            wave_N, remarks = read_sound(file, rate)
+            wave_N, odd = read_sound(file, rate)
         except ZooError as error:
-            broken.append(str(error))
+            broken.append((key, str(error)))
             continue
-        done += remarks
+        remarks += odd
         pieces = file.stem.split("_")
         text, speaker = told.get(key) or (pieces[:2] if len(pieces) > 2 else (file.parent.name, ""))
-        place = (zlib.crc32(key.encode()) % 10_000) / 10_000
-        into = "train" if place < split[0] else "val" if place < split[0] + split[1] else "test"
-        clips[into].append(Clip(key, text.lower(), speaker.lower(), wave_N))
-    if broken:
-        notes.append(
-            f"{len(broken)} of {len(found)} files left out: {'; '.join(broken[:3])}{' ...' * (len(broken) > 3)}"
+        read[key] = Clip(key, text.lower(), speaker.lower(), wave_N)
+    if not read:
+        raise ZooError(f"no file of '{path}' can be read: {broken[0][1]}")
+    notes += left_out(broken, len(found)) + gathered(remarks)
+    return dealt(read, split, notes)
+
+
+def _told(table: Path, keys: Sequence[str], notes: list[str]) -> dict[str, tuple[str, str]]:
+    """What ``metadata.csv`` says of each file: text and speaker."""
+    import csv
+
+    if not table.is_file():
+        return {}
+    try:
+        rows = list(csv.reader(table.read_text(encoding="utf-8-sig").splitlines()))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ZooError(f"'{table}' cannot be read ({error}); write lines file,text,speaker in UTF-8") from error
+    told = {row[0].strip(): (row[1].strip(), row[2].strip() if len(row) > 2 else "") for row in rows if len(row) > 1}
+    known = set(keys)
+    if not known & told.keys():
+        first = ",".join(rows[0]) if rows else "nothing"
+        raise ZooError(
+            f"'{table}' names none of the {len(keys)} sound files ('{first[:60]}'); write lines file,text,speaker, "
+            f"such as '{keys[0]},hello,ann'"
         )
-    for what, count in Counter(remark.partition(": ")[2] for remark in done).most_common(8):
-        notes.append(f"{count} file{'s' if count > 1 else ''}: {what}")
-    whole = [clip for name in SPLITS for clip in clips[name]]
-    if not whole:
-        raise ZooError(f"no file of '{path}' can be read: {broken[0]}")
+    unknown = [",".join(row) for row in rows[1:] if row and (len(row) < 2 or row[0].strip() not in known)]
+    if unknown:
+        notes.append(f"metadata.csv: {len(unknown)} lines name no sound file, such as '{unknown[0][:60]}'")
+    if missing := [key for key in keys if key not in told]:
+        notes.append(
+            f"metadata.csv: no line for {len(missing)} files, such as {missing[0]}; their names speak for them"
+        )
+    return told
+
+
+def fractions(split: Sequence[float]) -> None:
+    """Raises `ZooError` unless these are three shares that sum to 1."""
+    if len(split) != 3 or min(split) < 0 or abs(sum(split) - 1) > 1e-6:
+        raise ZooError(f"split={list(split)} must be three fractions that sum to 1")
+
+
+def dealt(items: Mapping[str, Any], split: Sequence[float], notes: list[str]) -> dict[str, list[Any]]:
+    """Items into splits, by a hash of their names."""
+    parts: dict[str, list[Any]] = {name: [] for name in SPLITS}
+    for key, item in items.items():
+        place = (zlib.crc32(key.encode()) % 10_000) / 10_000
+        parts["train" if place < split[0] else "val" if place < split[0] + split[1] else "test"].append(item)
     for name in SPLITS:
-        if not clips[name]:
-            clips[name] = whole
-            notes.append(f"{len(whole)} files are too few for a {name} split of their own: it is all of them")
-    return clips
+        if not parts[name]:
+            parts[name] = list(items.values())
+            notes.append(f"{len(items)} files are too few for a {name} split of their own: it is all of them")
+    return parts
+
+
+def left_out(broken: Sequence[tuple[str, str]], total: int) -> list[str]:
+    """A line on files that cannot be read, each with its cause: three whole, the names of some more."""
+    if not broken:
+        return []
+    more = ", ".join(name for name, _ in broken[3:23]) + " ..." * (len(broken) > 23)
+    causes = "; ".join(cause for _, cause in broken[:3])
+    return [f"{len(broken)} of {total} files left out: {causes}{f'; and {more}' if more else ''}"]
+
+
+def gathered(remarks: Iterable[str]) -> list[str]:
+    """Remarks ``NAME: WHAT`` on many files, a line for every kind of them: how many, and the first."""
+    kinds: dict[str, list[str]] = {}
+    for remark in remarks:
+        what = remark.partition(": ")[2]
+        kind = what if "resampled" in what or "channels" in what else re.sub(r"[\d.,]+", "", what)
+        kinds.setdefault(kind, []).append(remark)
+    return [found[0] if len(found) == 1 else f"{len(found):,} files, such as {found[0]}" for found in kinds.values()]
 
 
 @dataclass
@@ -159,8 +208,8 @@ class Whole(torch.utils.data.Dataset[dict[str, Tensor]]):
 
 
 class Recordings:
-    """Clips as waveforms. ``form: stretches`` gives pieces to learn a codec from in the train split, ``clips`` whole
-    clips of ``window`` seconds with labels, to learn a recogniser from."""
+    """Clips as waveforms. ``form: stretches`` gives pieces to learn a codec from in the train split, and in the others
+    clips of up to 20 seconds; ``clips`` gives clips of ``window`` seconds with labels, to learn a recogniser from."""
 
     def __init__(self, clips: Clips, config: Any, notes: list[str]) -> None:
         c = self.config = config
@@ -168,6 +217,13 @@ class Recordings:
         self.clips = {s: [k._replace(wave_N=levelled(k.wave_N, c.level)) for k in clips[s]] for s in SPLITS}
         self.texts = sorted({clip.text for clip in self.clips["train"]})
         self.speakers = sorted({clip.speaker for clip in self.clips["train"]})
+        size = round(c.window * c.sample_rate)
+        long = [clip for split in SPLITS for clip in self.clips[split] if len(clip.wave_N) > size]
+        if c.form == "clips" and long:
+            notes.append(
+                f"{len(long)} clips, such as {long[0].name}, are longer than data.window={c.window} s: only their "
+                "middle is heard"
+            )
         self.preprocessing = {
             "sample_rate": c.sample_rate,
             "level": c.level,
@@ -180,4 +236,7 @@ class Recordings:
         size = round(self.config.window * self.config.sample_rate)
         if self.config.form == "clips":
             return Whole(self.clips[name], size, self.texts, self.speakers)
-        return Stretches(self.clips[name], size) if name == "train" else Whole(self.clips[name], None)
+        if name == "train":
+            return Stretches(self.clips[name], size)
+        most = max(1, round(PIECE * self.config.sample_rate))
+        return Whole([clip._replace(wave_N=p) for clip in self.clips[name] for p in clip.wave_N.split(most)], None)

@@ -24,7 +24,7 @@ from zoo.spec import DataFile, ZooError
 from zoo.threads import one_thread
 from zoo_audio.data import synthesis
 from zoo_audio.data.files import JSB, NOTTINGHAM
-from zoo_audio.data.recordings import SPLITS, Clips, Recordings, folder, fsdd
+from zoo_audio.data.recordings import SPLITS, Clips, Recordings, dealt, folder, fractions, fsdd, gathered, left_out
 from zoo_audio.data.tokens import Piece, Pieces, Tokens
 from zoo_audio.music import KEYS, frames_of, read_midi
 from zoo_audio.sound import levelled
@@ -136,7 +136,7 @@ class Nottingham(Chorales):
 
 class MidiFiles(Tokens):
     """Your own MIDI files: a folder of them, ``per_beat`` frames to a quarter note. A file that cannot be read is left
-    out and told."""
+    out and told; splits are by a hash of the name, so that more files move none."""
 
     @dataclass
     class Config(MusicConfig):
@@ -150,25 +150,22 @@ class MidiFiles(Tokens):
             raise ZooError(f"'{config.path}' is not a folder; set data.path to one that holds MIDI files (.mid)")
         if config.per_beat <= 0:
             raise ZooError(f"per_beat={config.per_beat} must be above 0")
+        fractions(config.split)
         files = sorted(f for f in root.rglob("*") if f.suffix.lower() in (".mid", ".midi"))
-        notes, broken, rolls = [], [], []
+        rolls: dict[str, Tensor] = {}
+        broken, remarks = [], list[str]()
         for file in files:
+            key = file.relative_to(root).as_posix()
             try:
-                roll, remarks = read_midi(file, config.per_beat)
-                rolls.append(roll)
-                notes += remarks
+                rolls[key], odd = read_midi(file, config.per_beat)
+                remarks += odd
             except ZooError as error:
-                broken.append(str(error))
+                broken.append((key, str(error)))
         if not rolls:
-            raise ZooError(broken[0] if broken else f"folder '{config.path}' holds no MIDI file (.mid); put some there")
-        if broken:
-            notes.append(f"{len(broken)} of {len(files)} files left out: {'; '.join(broken[:3])}")
-        cuts = [round(sum(config.split[:i]) * len(rolls)) for i in range(4)]
-        parts = {name: rolls[low:high] for name, low, high in zip(SPLITS, cuts, cuts[1:], strict=False)}
-        for name in SPLITS:
-            if not parts[name]:
-                parts[name] = rolls
-                notes.append(f"{len(rolls)} files are too few for a {name} split of their own: it is all of them")
+            none = f"folder '{config.path}' holds no MIDI file (.mid); put some there"
+            raise ZooError(broken[0][1] if broken else none)
+        notes = left_out(broken, len(files)) + gathered(remarks)
+        parts = dealt(rolls, config.split, notes)
         pieces = as_pieces(parts, config.channels, notes)
         super().__init__(pieces, {"music": {"per_beat": config.per_beat}}, notes, config.shift, config.context)
 

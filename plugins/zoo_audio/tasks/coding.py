@@ -88,7 +88,9 @@ class Coding(Task):
 
     def match(self, model: Any, data: Any, trained: Mapping[str, Any]) -> None:
         self.shape = (model.config.codebooks, model.config.codebook_size)
-        ours, theirs = model.config.sample_rate, data.preprocessing.get("sample_rate")
+        if "sample_rate" not in data.preprocessing:
+            raise ZooError("a codec learns from waveforms, and the data come as codes; set data.form=stretches")
+        ours, theirs = model.config.sample_rate, data.preprocessing["sample_rate"]
         if theirs != ours:
             raise ZooError(f"the codec works at {ours} Hz and the data come at {theirs}; set data.sample_rate={ours}")
 

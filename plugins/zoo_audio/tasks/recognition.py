@@ -56,6 +56,8 @@ class Recognition(Task):
 
     def match(self, model: Any, data: Any, trained: Mapping[str, Any]) -> None:
         p, c = data.preprocessing, model.config
+        if "texts" not in p:
+            raise ZooError("a recogniser learns from waveforms, and the data come as codes; set data.form=clips")
         known = trained.get("texts"), trained.get("speakers")
         if trained and known != (p["texts"], p["speakers"]):
             raise ZooError(f"the recogniser knows the words {known[0]}, the data have {p['texts']}; choose other data")
