@@ -13,10 +13,20 @@ import torch
 from zoo import config as zc
 from zoo import create_model
 from zoo.spec import ZooError
-from zoo_time_series.blocks.least_squares import outer, solve, squared_error
+from zoo_time_series.blocks.least_squares import outer, shared, solve, squared_error
+from zoo_time_series.blocks.patching import filled
 from zoo_time_series.data.frame import to_panel
 from zoo_time_series.data.windows import SeriesDataset, split_rows
-from zoo_time_series.models.linear_moe import CellRouter, Cells, LinearMoE, _view, blocks, filled, kmeans, simplex
+from zoo_time_series.models.linear_moe import (
+    CellRouter,
+    Cells,
+    LinearMoE,
+    _view,
+    kmeans,
+    least_worst,
+    simplex,
+    stretches,
+)
 
 HOUR = {"by": "hour", "cells": 2}
 VIEWS = [{"span": 8, "shift": "mean"}, {"span": 4, "shift": "last"}, {"span": 8, "shift": "none"}]
@@ -36,7 +46,8 @@ def data(by_hour: float, rows: int = 1200, missing: float = 0.0) -> SeriesDatase
 
 
 def small(**overrides: Any) -> LinearMoE:
-    settings = {"context": 8, "horizon": 2, "views": VIEWS, "router": {"by": "none"}, "covariates": 4, **overrides}
+    settings = {"context": 8, "horizon": 2, "views": VIEWS, "router": {"by": "none"}, "season": 4, "covariates": 4}
+    settings.update(overrides)
     model = create_model("time_series/linear_moe", **settings)
     assert isinstance(model, LinearMoE)
     return model
@@ -137,29 +148,85 @@ def test_the_forecast_is_the_weighed_sum_of_experts() -> None:
 def test_errors_from_moments_are_those_of_forecasts() -> None:
     source = data(by_hour=0.0)
     model, found = fitted(source, router={"by": "spread", "cells": 2})
-    single, equal, learned = torch.tensor(found["errors"]).T
-    assert len(single) == 5 and bool((learned <= 1.02 * single).all())
+    ridge, equal, learned = torch.tensor(found["errors"]).T
+    assert len(ridge) == 4 and bool((learned <= 1.02 * ridge).all())
     model.router.mix_EV.fill_(1 / 3)
     assert float(equal[0]) == pytest.approx(mse(model, source, "val"), rel=1e-4)
+    plain = create_model("time_series/ridge", context=8, horizon=2, penalties=model.config.penalties)
+    assert plain.fit(source.split("train"), source.split("val"))["val_mse"] == pytest.approx(float(ridge[0]), rel=1e-4)
 
 
-def test_a_part_is_forecast_by_maps_that_did_not_see_it() -> None:
-    """By hand for one block and the view that changes nothing."""
-    source, model = data(by_hour=0.0, rows=600), small(views=VIEWS[2:])
+def test_a_stretch_is_forecast_by_what_came_before() -> None:
+    """By hand for the view that changes nothing and has no prior."""
+    source, model = data(by_hour=0.0, rows=600), small(views=VIEWS[2:], season=9)
     windows = source.split("train")
     moments = model._moments(windows, 3, 100)[0]
     batch = windows.batch(torch.arange(len(windows)))
-    block = blocks(batch["series"], 3, 5)
+    group = stretches(batch["series"], 3, 2)
     x, y = batch["past"].double(), batch["future"].double()
-    seen, unseen = (block < 3) & (block != 1), block == 1
-    _, weight, bias = next(solve(moments[:3].sum(0) - moments[1], 8, [0.1]))
+    seen, unseen = group < 3, (group == 4) | (group == 5)
+    for s in (0, 1):  # the futures of what is known end before the stretch begins
+        place = torch.arange(len(windows))[batch["series"] == s]
+        known, stretch = place[seen[place]], place[unseen[place]]
+        assert known.max() + 2 - 1 < stretch.min() and len(known) == known.max() - place[0] + 1
+    _, weight, bias = next(solve(moments[:3].sum(0), 8, [0.1]))
     centred = x[seen] - x[seen].mean(0)
     gram = centred.T @ centred
     expected = torch.linalg.solve(gram + 0.1 * gram.trace() / 8 * torch.eye(8), centred.T @ (y[seen] - y[seen].mean(0)))
     torch.testing.assert_close(weight, expected, atol=1e-6, rtol=1e-5)
     rest = y[unseen] - x[unseen] @ weight - bias
-    assert squared_error(moments[1], weight, bias) == pytest.approx(float(rest.square().sum()), rel=1e-6)
+    assert squared_error(moments[4:6].sum(0), weight, bias) == pytest.approx(float(rest.square().sum()), rel=1e-6)
     torch.testing.assert_close(moments.sum(0), outer(x, y))
+    view = _view({"span": 8, "shift": "none"}, 8)
+    own, other = [moments[:3].sum(0)], moments[None, None, 4:6].sum(2)
+    errors = model._errors(view, own, other)
+    assert errors.shape == (1, len(model.config.penalties))
+    assert float(errors[0, model.config.penalties.index(0.1)]) == pytest.approx(float(rest.square().sum()), rel=1e-6)
+
+
+@pytest.mark.parametrize("horizon", [8, 6, 3])
+def test_a_shared_map_is_one_regression_over_all_phases(horizon: int) -> None:
+    """By hand: every phase of a window of two seasons of 4 (and a point in front) is a row of one regression."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 9, generator=generator, dtype=torch.float64)
+    y = torch.randn(300, horizon, generator=generator, dtype=torch.float64)
+    (found,) = shared(outer(x, y), 9, 4, [0.2])
+    assert found.shape == (9, horizon) and not found[0].any()
+    x0, y0 = (x - x.mean(0))[:, 1:].unflatten(1, (2, 4)), y - y.mean(0)
+    level = x0.mean(2)
+    for ahead in range(-(-horizon // 4)):
+        phases = range(min(4, horizon - 4 * ahead))
+        rows = torch.cat([torch.cat([x0[:, :, h] - level, level], 1) for h in phases])
+        target = torch.cat([y0[:, 4 * ahead + h] for h in phases])
+        gram = rows.T @ rows
+        weight = torch.linalg.solve(gram + 0.2 * gram.trace() / 4 * torch.eye(4, dtype=x.dtype), rows.T @ target)
+        for row, h in zip((rows @ weight).chunk(len(phases)), phases, strict=True):
+            torch.testing.assert_close((x - x.mean(0)) @ found[:, 4 * ahead + h], row)
+
+
+def test_a_penalty_shrinks_to_the_prior() -> None:
+    x, y = torch.randn(50, 3, dtype=torch.float64), torch.randn(50, 2, dtype=torch.float64)
+    prior = torch.randn(3, 2, dtype=torch.float64)
+    (_, free, _), (_, bound, bias), (_, same, _), (_, other, _) = solve(outer(x, y), 3, [0.0, 1e9], [prior, 0.0])
+    torch.testing.assert_close(free, same)
+    torch.testing.assert_close(bound, prior, atol=1e-6, rtol=0)
+    torch.testing.assert_close(bias, y.mean(0) - x.mean(0) @ prior, atol=1e-6, rtol=0)
+    assert other.abs().max() < 1e-6
+
+
+def test_weights_are_the_least_bad_where_they_are_worst() -> None:
+    """One expert is good on one part and bad on the other: the mean would take it, the worst part does not."""
+    steady, gamble = torch.tensor([1.0, 1.0]), torch.tensor([0.4, 1.4])
+    ratio = torch.stack([torch.diag(torch.stack([a, b])) for a, b in zip(steady, gamble, strict=True)])[
+        :, None
+    ].double()
+    weight = least_worst(ratio, 0.0)[0]
+    # without correlation the errors are w^2 + (1 - w)^2 * (0.4, 1.4); the second part is the worse: w = 1.4 / 2.4
+    assert weight.tolist() == pytest.approx([1.4 / 2.4, 1 / 2.4], abs=1e-3)
+    same = torch.full((2, 2, 2), 1.0).double()
+    same[0, 1, 1], same[1, 1, 1], same[0, 0, 1], same[0, 1, 0] = 0.4, 1.9, 0.5, 0.5
+    same[1, 0, 1] = same[1, 1, 0] = 1.2
+    assert least_worst(same[:, None], 1e-3)[0, 0] > 0.95
 
 
 def test_it_learns_where_the_cell_decides() -> None:
@@ -174,17 +241,20 @@ def test_it_learns_where_the_cell_decides() -> None:
     source = SeriesDataset(panel, bounds, context=8, horizon=2, calendar=True)
     views = [{"span": 1, "shift": "none"}, {"span": 8, "shift": "last"}]
     penalties = [100.0]  # hardly a map: the first view forecasts the mean, the second the last value
-    routed, found = fitted(source, router=HOUR, views=views, penalties=penalties)
+    routed, _ = fitted(source, router=HOUR, views=views, penalties=penalties)
     plain, _ = fitted(source, views=views, penalties=penalties)
     mix = routed.router.mix_EV
     assert mix[0, 0] > 0.8 and mix[1, 1] > mix[0, 1] + 0.2
-    assert mse(routed, source, "test") < 0.97 * mse(plain, source, "test") and found["pull"] < math.inf
+    assert mse(routed, source, "test") < 0.97 * mse(plain, source, "test")
 
 
-def test_blocks_of_time_leave_a_gap() -> None:
-    found = blocks(torch.tensor([4] * 40 + [9] * 20), 2, 3)
-    assert found.tolist() == [0] * 17 + [2] * 6 + [1] * 17 + [0] * 8 + [2] * 4 + [1] * 8
-    assert blocks(torch.tensor([0, 0, 1]), 0, 3).tolist() == [0, 0, 0]
+def test_stretches_follow_the_first_half() -> None:
+    found = stretches(torch.tensor([4] * 40 + [9] * 20), 2, 3)
+    assert (
+        found.tolist()
+        == [0] * 18 + [1] * 2 + [2] * 8 + [3] * 2 + [4] * 10 + [0] * 8 + [1] * 2 + [2] * 3 + [3] * 2 + [4] * 5
+    )
+    assert stretches(torch.tensor([0, 0, 1]), 0, 3).tolist() == [0, 0, 0]
 
 
 def test_gaps_short_windows_and_points_beyond_the_horizon() -> None:

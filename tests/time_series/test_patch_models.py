@@ -11,6 +11,7 @@ from torch import Tensor
 from zoo import create_model
 from zoo.spec import ZooError
 from zoo_time_series.blocks.patching import cut, fit_context, patch_count
+from zoo_time_series.blocks.revin import RevIN
 from zoo_time_series.models.patch_encoder import PatchEncoder, interpolate
 from zoo_time_series.models.time_mixer import TimeMixer, moving_average
 
@@ -111,6 +112,42 @@ def test_time_mixer_sums_the_forecasts_of_its_scales() -> None:
             predict.bias.fill_(value)
         model.project.weight.fill_(1.0)
         model.project.bias.zero_()
-        assert model(torch.randn(2, 32)).tolist() == [[444.0] * 5] * 2, "4 features of 1 + 10 + 100"
+        x = torch.randn(2, 32) * 3 + 7
+        expected = 444 * x.std(1, correction=0) + x.mean(1)  # 4 features of 1 + 10 + 100, in the units of the window
+        torch.testing.assert_close(model(x), expected[:, None].expand(-1, 5), rtol=1e-4, atol=1e-3)
     with pytest.raises(ZooError, match="context=4 cannot be pooled 3 times"):
         TimeMixer(TimeMixer.Config(context=4))
+
+
+def test_time_mixer_reads_the_calendar_of_the_points_it_is_given() -> None:
+    model = TimeMixer(TimeMixer.Config(context=16, horizon=4, scales=1, hidden_size=4, kernel=3, covariates=2)).eval()
+    x, known = torch.randn(2, 16), torch.randn(2, 22, 2)
+    valid = torch.ones_like(x, dtype=torch.bool)
+    with torch.no_grad():
+        own = model.forecast(x, valid, 4, covariates_BTC=known)
+        other = known.clone()
+        other[:, 16:] += 1
+        torch.testing.assert_close(model.forecast(x, valid, 4, covariates_BTC=other), own)
+        other[:, 15] += 1  # of the finest scale alone
+        assert not torch.allclose(model.forecast(x, valid, 4, covariates_BTC=other), own)
+        longer = model.forecast(x, valid, 6, covariates_BTC=known)
+        again = model(torch.cat([x, own], 1)[:, -16:], known[:, 4:])
+        torch.testing.assert_close(longer, torch.cat([own, again[:, :2]], 1))
+        short = model.forecast(x[:, -9:], valid[:, -9:], 4, covariates_BTC=known[:, 7:])
+        assert short.shape == (2, 4) and bool(short.isfinite().all())
+    with pytest.raises(ZooError, match=r"takes covariates=2 channels, the data give 0; set model.covariates"):
+        model(x)
+
+
+def test_what_revin_takes_off_it_puts_back() -> None:
+    x = torch.randn(3, 50, requires_grad=True) * 4 - 9
+    norm = RevIN()
+    with torch.no_grad():
+        norm.gain.fill_(2.0)  # type: ignore[union-attr]
+        norm.shift.fill_(0.5)  # type: ignore[union-attr]
+    normed, scale = norm(x)
+    torch.testing.assert_close(normed.mean(1), torch.full((3,), 0.5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(normed.std(1, correction=0), torch.full((3,), 2.0), atol=1e-4, rtol=0)
+    torch.testing.assert_close(norm.back(normed, scale), x)
+    assert not scale.mean_B1.requires_grad and not scale.std_B1.requires_grad
+    assert not list(RevIN(affine=False).parameters())

@@ -1,6 +1,7 @@
 """Forecasters that need no gradient: the last value, the last season, and a linear map in closed form.
 
-Shapes: B windows, L context, H horizon, P forecast points asked for, Z = L + 1 + H a window with its constant.
+Shapes: B windows, L context, H horizon, P forecast points asked for, T past and future points,
+C covariates, Z = L + 1 + H a window with its constant.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from zoo.spec import ZooError
 from zoo.train.task import Batch
 from zoo_time_series.blocks.least_squares import complete_future, outer, solve, squared_error
+from zoo_time_series.blocks.patching import fit_known
 from zoo_time_series.models.base import Forecaster
 
 
@@ -28,13 +30,17 @@ def last_value(past_BL: Tensor, past_valid_BL: Tensor) -> Tensor:
     return past_BL.gather(1, (last_B1 - 1).clamp(min=0)) * (last_B1 > 0)
 
 
-def roll_out(step: Callable[[Tensor], Tensor], past_BL: Tensor, context: int, horizon: int) -> Tensor:
-    """(B, horizon) from a ``step`` that maps (B, context) to (B, H): its forecasts are fed back when H is too short."""
-    if past_BL.shape[1] < context:
-        past_BL = F.pad(past_BL, (context - past_BL.shape[1], 0))
-    done = 0
+def roll_out(
+    step: Callable[..., Tensor], past_BL: Tensor, context: int, horizon: int, covariates_BTC: Tensor | None = None
+) -> Tensor:
+    """(B, horizon) from a ``step`` that maps (B, context) to (B, H): its forecasts are fed back when H is too short.
+
+    With covariates, those of the past and the future points, the step is also given those of its window and later."""
+    given = past_BL.shape[1]
+    past_BL, done = F.pad(past_BL, (max(0, context - given), 0)), 0
     while done < horizon:
-        next_BH = step(past_BL[:, -context:])
+        known = () if covariates_BTC is None else (fit_known(covariates_BTC, given + done, context),)
+        next_BH = step(past_BL[:, -context:], *known)
         past_BL, done = torch.cat([past_BL, next_BH], dim=1), done + next_BH.shape[1]
     start = past_BL.shape[1] - done
     return past_BL[:, start : start + horizon]

@@ -1,24 +1,31 @@
 """A mixture of linear experts in closed form: ``y = sum_v w_v(x) (W_v x + b_v)``, each expert with a view of its own.
 
 A view is how far back an expert looks and what it takes off the window before and adds back after: its mean, its last
-value, or nothing. Each is a ridge regression over all training windows. The router puts a window into a cell (by the
-date of the forecast, by how widely the window spreads, or by the prototype its shape is nearest to) and mixes the
-experts with the weights of that cell, which are positive and sum to 1.
+value, or nothing. Each expert is a ridge regression over all training windows in two steps: a map that all phases of
+a season share, and a penalised deviation of every output from it. The router puts a window into a cell (by the date of
+the forecast, by how widely the window spreads, or by the prototype its shape is nearest to) and mixes the experts with
+the weights of that cell, which are positive and sum to 1.
 
-Everything follows from second moments, so the windows are seen twice and no gradient is needed: penalties are those of
-the least error on the validation windows and on blocks of the training time that the map has not seen; the weights are
-least squares on exactly these errors, pulled to equal weights by as much as serves the part that was held out.
+Everything follows from second moments, so the windows are seen twice and no gradient is needed. Penalties and weights
+are chosen as a forecaster is used: maps of the past forecast what comes after, on the validation windows and on
+stretches of the later half of the training time. On each of these parts the error is taken over that of one plain
+ridge (mean shift, whole context, penalty by validation), and what is chosen has the least worst ratio: where the level
+drifts, an expert that gains on some parts and loses more on others gets no weight. Views without a shift know the level
+of the whole training time, which flatters them on its stretches.
 
-Related: linear experts trained by gradient (MoLE, Ni et al., arXiv:2312.06786); stacking (Wolpert 1992).
+Related: linear experts trained by gradient (MoLE, Ni et al., arXiv:2312.06786); stacking (Wolpert 1992);
+worst-group optimisation (Sagawa et al. 2020, arXiv:1911.08731).
 
-Shapes: B windows, L context, H horizon, V experts, E cells, P parts, T = L + H, Z = L + 1 + H a window [x, 1, y].
+Shapes: B windows, L context, H horizon, V experts, E cells, P parts, G groups of windows, C candidates,
+T = L + H, S points of a span, Z = L + 1 + H a window [x, 1, y], Y = S + 1 + H what is left of it in a view.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -31,13 +38,14 @@ from zoo.moe import RouterOutput, Routing
 from zoo.spec import ZooError
 from zoo.train.sampling import spread
 from zoo.train.task import Batch
-from zoo_time_series.blocks.least_squares import complete_future, outer, solve, squared_error
+from zoo_time_series.blocks.least_squares import complete_future, outer, shared, solve, squared_error
+from zoo_time_series.blocks.patching import filled, fit_known
 from zoo_time_series.models.base import Forecaster
-from zoo_time_series.models.baselines import batches, last_value
+from zoo_time_series.models.baselines import batches, last_value, roll_out
 
 CALENDAR = {"hour": 0, "weekday": 1, "day_of_month": 2, "day_of_year": 3}  # channels of the calendar's covariates
 SEEN = 20_000  # windows from which thresholds and prototypes are taken
-PULLS = (0.0, 1e-3, 1e-2, 0.1, 1.0, math.inf)  # of the weights to equal ones, in units of an expert's mean error
+ROUNDS = 60  # of the search for the weights that are the least bad where they are worst
 
 
 class Output(NamedTuple):
@@ -105,33 +113,35 @@ class CellRouter(nn.Module):
 class LinearMoE(Forecaster):
     """Args (config):
     views: ``{span, shift}`` of each expert; shift is ``mean``, ``last`` or ``none``. The longest span is the context.
-    penalties: to choose from, in units of the mean variance of an input.
-    folds: blocks of the training time beside the validation windows; 0 leaves all to them.
+    season: points whose phases share an expert's prior; a span shorter than that has the prior 0.
+    season_penalties, penalties: of the prior and of the way from it, to choose from, in units of the mean variance of
+        an input.
+    folds: stretches of the later half of the training time that are forecast; 0 leaves all to the validation windows.
+    pull: of the weights to equal ones, in units of an expert's mean error.
     """
 
     @dataclass
     class Config:
         context: int = 512
         horizon: int = 96
-        views: list[Any] = field(
-            default_factory=lambda: [
-                {"span": span, "shift": shift} for span in (96, 336, 512) for shift in ("mean", "last", "none")
-            ]
-        )
+        views: list[Any] = field(default_factory=lambda: [{"span": span, "shift": "last"} for span in (168, 336, 512)])
         router: Cells = field(default_factory=Cells)
-        penalties: list[float] = field(default_factory=lambda: [0.01, 0.03, 0.1, 0.3, 1.0, 3.0])
-        folds: int = 4
+        season: int = 24
+        season_penalties: list[float] = field(default_factory=lambda: [0.03, 0.1, 0.3, 1.0])
+        penalties: list[float] = field(default_factory=lambda: [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0])
+        folds: int = 3
+        pull: float = 1e-3
         covariates: int = 0
 
         def __post_init__(self) -> None:
-            zc.at_least(1, self, "context", "horizon")
-            zc.at_least(0, self, "folds", "covariates")
+            zc.at_least(1, self, "context", "horizon", "season")
+            zc.at_least(0, self, "folds", "pull", "covariates")
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         c = config
         self.views = [_view(each, c.context) for each in c.views]
-        if not self.views or not c.penalties:
+        if not self.views or not c.penalties or not c.season_penalties:
             raise ZooError("a mixture of linear experts needs views and penalties; give at least one of each")
         if c.router.by in CALENDAR and c.covariates < len(CALENDAR):
             raise ZooError(f"a router by date needs the calendar, covariates=4 at least, not {c.covariates}")
@@ -158,23 +168,20 @@ class LinearMoE(Forecaster):
         covariates_BTC: Tensor | None = None,
     ) -> Tensor:
         """Points beyond the horizon are forecast from those within it."""
-        c, given = self.config, past_BL.shape[1]
-        x_BT = filled(past_BL[:, -c.context :], past_valid_BL[:, -c.context :], c.context)
-        for done in range(0, horizon, c.horizon):
-            date = None
-            if covariates_BTC is not None:
-                first = given + done  # the first point to forecast
-                date = F.pad(covariates_BTC, (0, 0, max(0, c.context - first), 0))[:, max(0, first - c.context) :]
-            x_BT = torch.cat([x_BT, self(x_BT[:, -c.context :], date).values_BH], dim=1)
-        return x_BT[:, c.context : c.context + horizon]
+        c = self.config
+        if covariates_BTC is not None:
+            covariates_BTC = fit_known(covariates_BTC, past_BL.shape[1], c.context)
+        x_BL = filled(past_BL, past_valid_BL, c.context)
+        return roll_out(lambda *window: self(*window).values_BH, x_BL, c.context, horizon, covariates_BTC)
 
     @torch.no_grad()
     def fit(self, train: Dataset, val: Dataset, batch_size: int = 1024) -> dict[str, Any]:
         """Solve for experts and weights.
 
         Returns:
-            ``penalties`` of the experts; ``pull`` of the weights; ``errors``, (P, 3) mean squared errors on validation
-            windows and blocks: of the best single expert, of equal weights, of the weights learned from other parts.
+            ``penalties``, [of the prior or None, of the way from it] of the experts; ``errors``, (P, 3) mean squared
+            errors on the validation windows and each stretch: of the plain ridge, of equal weights, and of the weights
+            learned from the other parts.
 
         Raises:
             ZooError: windows of another context or horizon than the config's.
@@ -182,36 +189,57 @@ class LinearMoE(Forecaster):
         c = self.config
         some = Subset(train, spread(len(train), SEEN))  # type: ignore[arg-type]
         self.router.learn(torch.cat([x for x, _, _ in self._windows(some, batch_size)]))
-        known_EFZZ = self._moments(train, c.folds, batch_size)  # what lies in no block comes last
-        test_EZZ = self._moments(val, 0, batch_size)[:, 0]
-        every_FZZ = known_EFZZ.sum(0)
-        own = [every_FZZ.sum(0)] + [every_FZZ[:-1].sum(0) - every_FZZ[f] for f in range(c.folds)]
-        other_PEZZ = [test_EZZ] + [known_EFZZ[:, f] for f in range(c.folds)]
+        known_EGZZ = self._moments(train, c.folds, batch_size)
+        every_GZZ, folds = known_EGZZ.sum(0), range(1, c.folds + 1)
+        own = [every_GZZ.sum(0)] + [every_GZZ[: 2 * f - 1].sum(0) for f in folds]
+        other = [self._moments(val, 0, batch_size)[:, 0]] + [known_EGZZ[:, 2 * f : 2 * f + 2].sum(1) for f in folds]
+        other_PEZZ = torch.stack(other)
+        ridge_PC = self._errors(_view({"span": c.context, "shift": "mean"}, c.context), own, other_PEZZ, prior=False)
+        ridge_P = ridge_PC[:, ridge_PC[0].argmin()]
         residuals, chosen = [], []  # per expert (P, Z, H)
         for v, view in enumerate(self.views):
-            change_YZ = view.change(c.context, c.horizon)
-            maps = [list(solve(change_YZ @ m @ change_YZ.T, view.span, c.penalties)) for m in own]
-            errors = torch.tensor(
-                [
-                    [squared_error(change_YZ @ part.sum(0) @ change_YZ.T, *one[1:]) for one in solved]
-                    for solved, part in zip(maps, other_PEZZ, strict=True)
-                ]
-            )
-            best = int((errors / errors.min(1, keepdim=True).values).mean(0).argmin())
-            chosen.append(c.penalties[best])
-            folded = [view.fold(*solved[best][1:], c.context) for solved in maps]
+            ratio_PC = self._errors(view, own, other_PEZZ) / ridge_P[:, None]
+            best = int(ratio_PC.amax(0).argmin())
+            own_PZZ = [view.change(c.context, c.horizon) @ m @ view.change(c.context, c.horizon).T for m in own]
+            maps = [next(islice(self._maps(view, m), best, None)) for m in own_PZZ]
+            folded = [view.fold(map_SH, bias_H, c.context) for _, map_SH, bias_H in maps]
+            of_prior, of_rest = divmod(best, len(c.penalties))
+            chosen.append([c.season_penalties[of_prior] if view.span >= c.season else None, c.penalties[of_rest]])
             self.weight_VHL[v].copy_(folded[0][0])
             self.bias_VH[v].copy_(folded[0][1])
             residuals.append([_residual(*one) for one in folded])
         gram_PEVV = torch.stack(
             [torch.stack([_gram([r[p] for r in residuals], m) for m in part]) for p, part in enumerate(other_PEZZ)]
         )
-        count_P = torch.stack([part[:, c.context, c.context].sum() * c.horizon for part in other_PEZZ])
-        pull, learned_P, self.router.mix_EV.data = _weights(gram_PEVV, count_P)
-        gram_PVV = gram_PEVV.sum(1) / count_P[:, None, None]
-        single = int((gram_PVV.diagonal(dim1=1, dim2=2) / gram_PVV.mean((1, 2))[:, None]).mean(0).argmin())
-        table = torch.stack([gram_PVV[:, single, single], gram_PVV.mean((1, 2)), learned_P], 1)
-        return {"penalties": chosen, "pull": pull, "errors": table.tolist()}
+        ratio_PEVV = gram_PEVV / ridge_P[:, None, None, None]
+        learned_P = torch.cat([self._left_out(ratio_PEVV, p) for p in range(len(own))])
+        self.router.mix_EV.copy_(least_worst(ratio_PEVV, c.pull))
+        count_P = other_PEZZ[:, :, c.context, c.context].sum(1) * c.horizon
+        table_P3 = torch.stack([ridge_P, gram_PEVV.sum(1).mean((1, 2)), learned_P * ridge_P], 1) / count_P[:, None]
+        return {"penalties": chosen, "errors": table_P3.tolist()}
+
+    def _left_out(self, ratio_PEVV: Tensor, part: int) -> Tensor:
+        """(1,): the ratio on a part with weights learned from the others; where there is no other, from itself."""
+        others = [p for p in range(len(ratio_PEVV)) if p != part] or [part]
+        return ratios(least_worst(ratio_PEVV[others], self.config.pull), ratio_PEVV[part : part + 1])
+
+    def _maps(self, view: View, moments_ZZ: Tensor, prior: bool = True) -> Iterator[tuple[float, Tensor, Tensor]]:
+        """All candidates of an expert from the moments of what it sees: for each prior, each penalty."""
+        c = self.config
+        priors: Sequence[Tensor | float] = [0.0]
+        if prior and view.span >= c.season:
+            priors = list(shared(moments_ZZ, view.span, c.season, c.season_penalties))
+        yield from solve(moments_ZZ, view.span, c.penalties, priors)
+
+    def _errors(self, view: View, own: list[Tensor], other_PEZZ: Tensor, prior: bool = True) -> Tensor:
+        """(P, candidates): sums of squared errors on each part of maps that have not seen it."""
+        change_YZ = view.change(self.config.context, self.config.horizon)
+        rows = []
+        for known_ZZ, part_EZZ in zip(own, other_PEZZ, strict=True):
+            there_YY = change_YZ @ part_EZZ.sum(0) @ change_YZ.T
+            maps = self._maps(view, change_YZ @ known_ZZ @ change_YZ.T, prior)
+            rows.append(torch.tensor([squared_error(there_YY, *one[1:]) for one in maps]))
+        return torch.stack(rows)
 
     def _windows(self, windows: Dataset, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Batch]]:
         """Past and future without gaps, in batches, and the batches themselves."""
@@ -227,18 +255,18 @@ class LinearMoE(Forecaster):
             yield filled(past_BL, valid_BL, c.context), future_BH, batch
 
     def _moments(self, windows: Dataset, folds: int, batch_size: int) -> Tensor:
-        """(E, folds + 1, Z, Z): of the windows of each cell and block of time, those in no block last."""
+        """(E, 2 folds + 1, Z, Z): of the windows of each cell and group of `stretches`."""
         size = self.config.context + 1 + self.config.horizon
-        moments = torch.zeros(self.config.router.cells, folds + 1, size, size, dtype=torch.float64)
+        moments = torch.zeros(self.config.router.cells, 2 * folds + 1, size, size, dtype=torch.float64)
         series_T = torch.cat([batch["series"] for batch in batches(windows, batch_size)])
-        block_T, done = blocks(series_T, folds, size // 2), 0
+        group_T, done = stretches(series_T, folds, self.config.horizon), 0
         for x_BL, y_BH, batch in self._windows(windows, batch_size):
-            dates, block_B = batch.get("covariates"), block_T[done : done + len(x_BL)]
+            dates, group_B = batch.get("covariates"), group_T[done : done + len(x_BL)]
             done += len(x_BL)
             cell_B = self.router.cell(x_BL, None if dates is None else dates[:, x_BL.shape[1]])
-            for e, b in torch.stack([cell_B, block_B], 1).unique(dim=0).tolist():
-                rows = (cell_B == e) & (block_B == b)
-                moments[e, b] += outer(x_BL[rows], y_BH[rows])
+            for e, g in torch.stack([cell_B, group_B], 1).unique(dim=0).tolist():
+                rows = (cell_B == e) & (group_B == g)
+                moments[e, g] += outer(x_BL[rows], y_BH[rows])
         return moments
 
     def dummy_inputs(self, batch_size: int = 2) -> dict[str, Tensor]:  # type: ignore[override]
@@ -295,22 +323,26 @@ def _gram(residual_VZH: list[Tensor], moments_ZZ: Tensor) -> Tensor:
     return torch.stack([(moments_ZZ @ r).flatten() for r in residual_VZH]) @ flat_VX.T
 
 
-def _weights(gram_PEVV: Tensor, count_P: Tensor) -> tuple[float, Tensor, Tensor]:
-    """The best pull, the (P,) errors of weights learned from the other parts, and the (E, V) weights of all parts."""
-    level_P = gram_PEVV.sum(1).mean((1, 2))
-    part_PEVV = gram_PEVV / level_P[:, None, None, None]  # every part counts the same, whatever its errors
-    results = []
-    for pull in PULLS:
-        errors = []
-        for p in range(len(part_PEVV)):
-            rest_EVV = part_PEVV.sum(0) - part_PEVV[p] if len(part_PEVV) > 1 else part_PEVV[p]
-            mix_EV = torch.stack([simplex(m, pull) for m in rest_EVV])
-            errors.append(torch.einsum("ev,evu,eu->", mix_EV, part_PEVV[p], mix_EV))
-        results.append(torch.stack(errors))
-    table = torch.stack(results)
-    best = int(table.mean(1).argmin())
-    mix_EV = torch.stack([simplex(m, PULLS[best]) for m in part_PEVV.sum(0)])
-    return PULLS[best], table[best] * level_P / count_P, mix_EV.float()
+def ratios(mix_EV: Tensor, ratio_PEVV: Tensor) -> Tensor:
+    """(P,): the squared error of a mixture on each part, in units of those that the parts' products of errors have."""
+    return torch.einsum("ev,pevu,eu->p", mix_EV, ratio_PEVV, mix_EV)
+
+
+def least_worst(ratio_PEVV: Tensor, pull: float) -> Tensor:
+    """(E, V): the weights whose error on the part where it is largest is the least: parts are weighed by how bad they
+    are (multiplicative weights), the experts by least squares on the parts so weighed, and the best round is kept."""
+    part_P = ratio_PEVV.new_full((len(ratio_PEVV),), 1 / len(ratio_PEVV))
+    best, found_EV = math.inf, None
+    for i in range(ROUNDS):
+        mix_EV = torch.stack([simplex(m, pull) for m in torch.einsum("p,pevu->evu", part_P, ratio_PEVV)])
+        error_P = ratios(mix_EV, ratio_PEVV)
+        worst = float(error_P.max())
+        if found_EV is None or worst < best:
+            best, found_EV = worst, mix_EV
+        part_P = part_P * torch.exp(8 / math.sqrt(i + 1) * (error_P - worst))
+        part_P = part_P / part_P.sum()
+    assert found_EV is not None
+    return found_EV
 
 
 def simplex(gram_VV: Tensor, pull: float) -> Tensor:
@@ -332,25 +364,19 @@ def simplex(gram_VV: Tensor, pull: float) -> Tensor:
         left.pop(int(w.argmin()))
 
 
-def filled(past_BL: Tensor, valid_BL: Tensor, context: int) -> Tensor:
-    """(B, context): the mean of a window's valid points where there is none, and in front of a shorter window."""
-    mean_B1 = (past_BL * valid_BL).sum(1, keepdim=True) / valid_BL.sum(1, keepdim=True).clamp(min=1)
-    x_BL = torch.where(valid_BL, past_BL, mean_B1)
-    return torch.cat([mean_B1.expand(-1, context - x_BL.shape[1]), x_BL], dim=1)
-
-
-def blocks(series_T: Tensor, folds: int, margin: int) -> Tensor:
-    """(T,): which of ``folds`` equal stretches of its series' time each window lies in; ``folds`` for those that are
-    nearer than ``margin`` windows to another stretch. The windows of a series follow each other."""
-    found_T = torch.full_like(series_T, folds)
+def stretches(series_T: Tensor, folds: int, horizon: int) -> Tensor:
+    """(T,): groups of windows of a series, which follow each other. Group 0 is the first half of its time; group 2 f is
+    stretch f of the later half, in ``folds`` equal ones; group 2 f - 1, in front of it, are windows whose future
+    reaches into it, at most half a stretch. So the groups below 2 f - 1 are what is known when stretch f begins."""
+    found_T = torch.zeros_like(series_T)
     for series in series_T.unique():
         where = (series_T == series).nonzero()[:, 0]
-        place = torch.arange(len(where))
-        gap = min(margin, len(where) // max(1, 4 * folds))
+        half = len(where) // 2
         for fold in range(folds):
-            start, stop = (len(where) * f // folds for f in (fold, fold + 1))
-            start, stop = start + gap * (fold > 0), stop - gap * (fold < folds - 1)
-            found_T[where[(place >= start) & (place < stop)]] = fold
+            start = half + (len(where) - half) * fold // folds
+            gap = min(horizon - 1, half // folds // 2)
+            found_T[where[start - gap : start]] = 2 * fold + 1
+            found_T[where[start:]] = 2 * fold + 2
     return found_T
 
 
