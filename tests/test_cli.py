@@ -81,7 +81,21 @@ NAMES = {
     ("train", TINY, "resume=last"): "nothing to resume: there is no run in runs/time_series/time_moe_tiny; ",
     ("train", TINY, "resume=nowhere"): "'nowhere' is not a run folder: it holds no config.yaml; name one",
     ("eval", "nope/x"): "unknown model 'nope/x'; known: ",
-    ("eval", "time_series/naive"): "'time_series/naive' brings no data of its own; name some, for example data=",
+    ("eval", "time_series/naive"): "'time_series/naive' brings no data of its own; name some with data=..., known: ",
+    (
+        "eval",
+        "language/mixtral_tiny",
+    ): ("'language/mixtral_tiny' brings no data of its own; name some with data=..., known: language/"),
+    ("eval", f"{TINY}.etth1", "limit=abc"): "limit='abc' must be at least 1",
+    ("eval", f"{TINY}.etth1", "batch_size=0"): "batch_size=0 must be at least 1",
+    ("eval", f"{TINY}.etth1", "split=tst"): "split='tst' is no split of the data; choose one of train, val, test",
+    ("trace", "nope/x"): "unknown model 'nope/x'; known: ",
+    ("trace", f"{TINY}.etth1", "split=tst"): "split='tst' is no split of the data; choose one of train, val, test",
+    ("eval", f"{TINY}.etth1", "limit=4", "--update-card"): "a card tells of whole splits; leave out limit=4, or --upd",
+    ("eval", TINY, "--update-card"): f"'{TINY}' names no tag, and a card is kept for tags; write it as {TINY}.TAG",
+    ("predict", "language/mixtral_tiny", "prompt=x", "seed=abc"): "seed='abc' is not a int, a whole number such as 0",
+    ("predict", "language/mixtral_tiny", "prompt=x", "seed=1.5"): "seed=1.5 is not a int, a whole number such as 0",
+    ("predict", "language/mixtral_tiny", "prompt=x", "top_p=much"): "top_p='much' must be a number, such as 1.0",
     ("eval", TINY, "spit=test"): "unknown setting 'spit' of zoo eval; did you mean split?",
     ("predict", "time_series/naive", "input=x.csv"): "model 'time_series/naive' has no pretrained weights; train it",
     ("new-plugin", "A-b"): "'A-b' cannot name a plugin; use lower-case letters",
@@ -221,6 +235,8 @@ def test_a_recipe_that_is_a_file_here(zoo: Callable[..., Any], tmp_path: Path) -
 def test_a_resumed_run_keeps_its_settings(zoo: Callable[..., Any], tmp_path: Path) -> None:
     assert zoo("train", TINY, *SMALL, "--fast-dev-run").code == 0
     assert "'optim.lr=3' cannot change in a resumed run" in told(zoo("train", TINY, "optim.lr=3", "resume=last"))
+    assert "optim.lr=3' cannot change" in told(zoo("train", TINY, *SMALL, "optim.lr=3", "resume=last"))
+    assert zoo("train", TINY, *SMALL, "--fast-dev-run", "resume=last").code == 0, "the same line again"
     (tmp_path / "runs/time_series/time_moe_tiny/config.yaml").write_text("model: [")
     assert "cannot be read as YAML" in told(zoo("train", TINY, "resume=last"))
 
@@ -273,6 +289,11 @@ def test_parts_are_listed(zoo: Callable[..., Any]) -> None:
     assert ("vocabulary", "language/byte") in parts() and ("selector", "topk") not in parts()
     assert parts("topk") == {("router", "topk"), ("selector", "topk")} and "selector" in zoo("list", "topk").out
     assert parts("--task", "forecasting") == set()
+
+
+def test_info_takes_the_settings_of_a_recipe(zoo: Callable[..., Any]) -> None:
+    bare, whole = (json.loads(zoo("info", TINY, f"{key}stack.num_layers=3", "--json").out) for key in ("", "model."))
+    assert bare == whole and bare["config"]["stack"]["num_layers"] == 3
 
 
 def test_cfg_prints_what_runs(zoo: Callable[..., Any], tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from zoo import config as zc
 from zoo import hub
 from zoo.eval.evaluate import evaluate
 from zoo.spec import ZooError
+from zoo.train.git import git_commit
 from zoo.train.module import learning_rate
 from zoo.train.recipe import Optim, read_recipe
 from zoo.train.run import RUN, run_folder, train
@@ -106,3 +107,17 @@ def test_two_processes_train_like_one(tmp_path):
     two = hub.load(tmp_path / "time_series" / "time_moe_tiny").model.state_dict()
     one = run(tmp_path / "one", "train.batch_size=8", "model.stack.moe.balance.switch=null")
     assert distance(one, two) < 1e-5
+
+
+def test_the_commit_is_that_of_a_checkout_and_of_no_repository_around(tmp_path, monkeypatch):
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x"]
+    (tmp_path / "site" / "zoo").mkdir(parents=True)
+    (tmp_path / "site" / "zoo" / "git.py").write_text("")
+    (tmp_path / ".gitignore").write_text("site\n")
+    monkeypatch.setattr("zoo.train.git.__file__", str(tmp_path / "site" / "zoo" / "git.py"))
+    for line in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *line], check=True)
+    assert git_commit() is None, "an environment inside a repository is not of it"
+    for line in (["add", "-f", "."], ["commit", "-qm", "y"]):
+        subprocess.run([*git, *line], check=True)
+    assert len(git_commit() or "") == 40

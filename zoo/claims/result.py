@@ -128,7 +128,8 @@ def markdown(file: File, claim: Claim, found: Result | None, picture: str | None
     lines.append(
         f"`{found['command']}`: {found['seeds']} seeds, {found['steps']:,} steps, {number(found['tokens'])} tokens or "
         f"points each, split {found['split']}, active FLOPs {found['flops']}; mean +- standard deviation, paired "
-        f"Student intervals over seeds (left minus right). Commit {', '.join(c[:12] for c in found['commits'])}."
+        "Student intervals over seeds (left minus right). "
+        f"Commit {', '.join(c if ' ' in c else c[:12] for c in found['commits'])}."
     )
     return "\n".join(lines) + "\n"
 

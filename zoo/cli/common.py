@@ -12,6 +12,7 @@ from zoo import config as zc
 from zoo.spec import ZooError
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as key=value.", metavar="[KEY=VALUE]...")]
+SPLITS = ("train", "val", "test")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 
 
@@ -33,6 +34,13 @@ def pop_count(tree: zc.Tree, key: str, default: int | None) -> Any:
     if value is not None and (not isinstance(value, int) or value < 1):
         raise ZooError(f"{key}={value!r} must be at least 1")
     return value
+
+
+def pop_split(tree: zc.Tree) -> str:
+    """Take ``split`` out of the overrides."""
+    if (split := pop(tree, "split", "test")) not in SPLITS:
+        raise ZooError(f"split='{split}' is no split of the data; choose one of {', '.join(SPLITS)}")
+    return str(split)
 
 
 def out_folder(out: Path) -> Path:

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from zoo.cli.common import Json, Overrides, out_folder, pop, print_json
+from zoo.cli.common import Json, Overrides, out_folder, pop, pop_count, pop_split, print_json
+from zoo.spec import ZooError
 
 
 def eval_command(
@@ -29,8 +30,14 @@ def eval_command(
     from zoo.eval.evaluate import evaluate, set_task, write
 
     tree = zc.from_dotlist(overrides or [])
-    device, split = pop(tree, "device", "cpu"), pop(tree, "split", "test")
-    batch_size, limit = pop(tree, "batch_size", 256), pop(tree, "limit", None)
+    device, split = pop(tree, "device", "cpu"), pop_split(tree)
+    batch_size, limit = pop_count(tree, "batch_size", 256), pop_count(tree, "limit", None)
+    if update_card:
+        from zoo.eval.card import place
+
+        place(name)
+        if limit is not None:
+            raise ZooError(f"a card tells of whole splits; leave out limit={limit}, or --update-card")
     if "suite" in tree:
         from zoo.cli.suite import suite_command
 

@@ -22,6 +22,8 @@ def info_command(
     from zoo.nn.size import measure, parameters_by_part
 
     tree = zc.from_dotlist(overrides or [])
+    if isinstance(section := tree.get("model"), dict):  # as `zoo train` has it: model.stack.num_layers=4
+        tree = zc.merge({key: value for key, value in tree.items() if key != "model"}, section)
     if Path(name).is_dir() or name.startswith((".", "/", "~")):
         saved = hub.folder.read(Path(name).expanduser())
         model_name, tree = saved.name or "", zc.merge(saved.model, tree)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoo.cli.common import Json, Overrides, out_folder, pop, pop_count, print_json
+from zoo.cli.common import Json, Overrides, may_be_folder, pop, pop_count, pop_split, print_json
 
 if TYPE_CHECKING:
     from zoo import config as zc
@@ -32,7 +32,7 @@ def trace_command(
 
     tree = zc.from_dotlist(overrides or [])
     folder = out or (Path(name) / "trace" if Path(name).is_dir() else Path("runs") / "trace" / name.removeprefix("hf:"))
-    traced = (_trace_hf if name.startswith("hf:") else _trace)(name, tree, out_folder(folder) / "routing")
+    traced = (_trace_hf if name.startswith("hf:") else _trace)(name, tree, may_be_folder(folder) / "routing")
     report = analyse(traced)
     files = write_report(traced, report, folder)
     if as_json:
@@ -57,7 +57,7 @@ def _trace(name: str, tree: zc.Tree, folder: Path) -> RoutingTrace:
     from zoo.train.sampling import spread
     from zoo.train.task import match
 
-    device, split, logits = pop(tree, "device", "cpu"), pop(tree, "split", "test"), pop(tree, "logits", True)
+    device, split, logits = pop(tree, "device", "cpu"), pop_split(tree), pop(tree, "logits", True)
     batch_size, limit = pop_count(tree, "batch_size", 32), pop_count(tree, "limit", None)
     section = data_section(name, tree, "trace", ("logits",))
     predictor = hub.load(name, device=device)

@@ -39,27 +39,32 @@ def read_results(entry: registry.Entry, tag: str = "") -> list[dict[str, Any]]:
     ]
 
 
-def update(name: str, report: Report) -> Path:
-    """Write a report into the card of a pretrained tag: metadata and the table between the tag's markers.
-
-    Raises `ZooError` when the name is no tag, or when it has no card with a place for it.
-    """
+def place(name: str) -> tuple[registry.Entry, str, Path]:
+    """The model, the tag and the card of a name. Raises `ZooError` when it is no tag, or has no card with a place for
+    its results."""
     entry, tag = registry.find_model(name)
     path = card_file(entry)
     if not tag:
         raise ZooError(f"'{name}' names no tag, and a card is kept for tags; write it as {name}.TAG")
     if not path.is_file():
         raise ZooError(f"there is no card '{path}'; write one with the markers <!-- results: {tag} --> <!-- end -->")
-    card = ModelCard.load(path)
-    text, found = re.subn(
-        rf"(<!-- results: {re.escape(tag)} -->\n).*?(<!-- end -->)",
-        lambda match: match[1] + _table(name, report) + match[2],
-        card.text,
-        flags=re.S,
-    )
-    if not found:
+    if not re.search(_between(tag), path.read_text(encoding="utf-8"), flags=re.S):
         raise ZooError(f"card '{path}' has no place for the numbers; add <!-- results: {tag} --> <!-- end -->")
-    card.text = text
+    return entry, tag, path
+
+
+def _between(tag: str) -> str:
+    return rf"(<!-- results: {re.escape(tag)} -->\n).*?(<!-- end -->)"
+
+
+def update(name: str, report: Report) -> Path:
+    """Write a report into the card of a pretrained tag: metadata and the table between the tag's markers. Raises as
+    `place`."""
+    entry, tag, path = place(name)
+    card = ModelCard.load(path)
+    card.text = re.sub(
+        _between(tag), lambda match: match[1] + _table(name, report) + match[2], card.text, count=1, flags=re.S
+    )
     data = f"{report.data['name']} {report.split}"
     others = [r for r in card.data.eval_results or [] if r.dataset_config != tag]
     new = [
@@ -91,6 +96,6 @@ def _table(name: str, report: Report) -> str:
     lines.append("")
     lines.append(
         f"`zoo eval {command}` on {report.data['name']} ({settings}), split {report.split}, {report.items:,} items, "
-        f"zoo {report.zoo}, commit {(git_commit() or 'of an installed release')[:12]}."
+        f"zoo {report.zoo}, {f'commit {commit[:12]}' if (commit := git_commit()) else 'an installed release'}."
     )
     return "\n".join(lines) + "\n"

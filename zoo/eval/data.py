@@ -25,9 +25,8 @@ def data_section(name: str, overrides: zc.Tree, command: str = "eval", more: Seq
         raise ZooError(f"unknown setting '{min(unknown)}' of zoo {command}; {registry.suggest(min(unknown), known)}")
     base, chosen = _own_data(name), overrides.get("data")
     if base is None and chosen is None:
-        raise ZooError(
-            f"'{name}' brings no data of its own; name some, for example data=time_series/csv data.path=FILE"
-        )
+        known = registry.list_datasets(f"{_model_of(name).partition('/')[0]}/*")
+        raise ZooError(f"'{name}' brings no data of its own; name some with data=..., {registry.suggest('', known)}")
     tree = chosen if base is None else zc.merge(base, chosen) if chosen is not None else base
     tree = in_plugin_of(_model_of(name), tree)
     section = zc.resolve_part("data set", tree, "data")

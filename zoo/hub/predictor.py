@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,12 @@ class Predictor:
         if missing := [i for i in self.inputs.values() if i.required and i.name not in inputs]:
             what = ", ".join(f"{i.name}=... ({i.doc})" if i.doc else f"{i.name}=..." for i in missing)
             raise ZooError(f"{self.name} needs {what}")
+        for key, value in inputs.items():
+            default = self.inputs[key].default
+            if type(default) is int and not isinstance(value, numbers.Integral):
+                raise ZooError(f"{key}={value!r} is not a int, a whole number such as {default}")
+            if type(default) is float and not isinstance(value, numbers.Real):
+                raise ZooError(f"{key}={value!r} must be a number, such as {default}")
         return {name: inputs.get(name, i.default) for name, i in self.inputs.items()}
 
     def write(self, result: Any, out: str | Path) -> list[Path]:

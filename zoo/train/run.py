@@ -36,7 +36,7 @@ from zoo.train.checkpoints import AtomicIO, Best, Last, newest_checkpoint, read_
 from zoo.train.data import DataModule
 from zoo.train.git import git_commit
 from zoo.train.module import Module
-from zoo.train.recipe import Recipe, Stage
+from zoo.train.recipe import Recipe, Stage, resolve_recipe
 from zoo.train.stages import StageWeights, keep_statistics, rank
 from zoo.train.task import Data, Task, match
 
@@ -258,11 +258,12 @@ def resume_tree(folder: Path, overrides: Sequence[str]) -> zc.Tree:
     before = zc.read_yaml(folder / "config.yaml")
     if before.get("stages"):  # they say how long
         allowed = allowed[1:]
-    for item in overrides:
-        if not item.startswith(allowed):
-            raise ZooError(
-                f"'{item}' cannot change in a resumed run, which would not be the same run; leave it out, or start anew"
-            )
+    others = [item for item in overrides if not item.startswith(allowed)]
+    if others and resolve_recipe(zc.merge(before, zc.from_dotlist(others)), str(folder)) != zc.resolve(Recipe, before):
+        raise ZooError(
+            f"'{' '.join(others)}' cannot change in a resumed run, which would not be the same run; leave it out, "
+            "or start anew"
+        )
     return zc.resolve(Recipe, zc.merge(before, zc.from_dotlist(overrides)))
 
 
