@@ -301,7 +301,7 @@ def _view(node: Any, context: int) -> View:
         raise ZooError(f"a view is {{span: POINTS, shift: mean|last|none}}, not {node!r}")
     span, shift = node["span"], node["shift"]
     if not isinstance(span, int) or not 1 <= span <= context:
-        raise ZooError(f"a view's span={span} must be 1 to context={context} points")
+        raise ZooError(f"a view's span={span} must be 1 to context={context} points; raise it, or set model.views")
     shift_L = torch.zeros(context, dtype=torch.float64)
     if shift == "mean":
         shift_L[-span:] = 1 / span

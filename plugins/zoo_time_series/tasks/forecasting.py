@@ -63,10 +63,10 @@ class Forecasting(Task):
         wanted = getattr(model, "covariates", 0)
         found = Covariates(**data.preprocessing.get("covariates", {})).channels
         if wanted and found != wanted:
+            remedy = f"set model.covariates={found}" if found else "set data.calendar=true, which gives 4"
             raise ZooError(
-                f"the model takes covariates={wanted} channels, and the data give {found or 'none'}; set "
-                f"{f'model.covariates={found}' if found else 'data.calendar=true'}, or data.calendar, data.known and "
-                "data.static"
+                f"the model takes covariates={wanted} channels, and the data give {found or 'none'}; {remedy}, "
+                "or change data.calendar, data.known and data.static"
             )
 
     def loss(self, model: Any, batch: Batch) -> Loss:
