@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def test_own_files_are_read_reported_and_kept(own: Path, monkeypatch: pytest.Mon
     p = data.preprocessing
     assert p["genres"] == ["quick", "slow"] and p["contents"] == []
     told = "\n".join(data.notes)
-    assert "broken.bvh is left out" in told and "music was made for the steps (5 clips)" in told
+    assert "broken.bvh is left out" in told and "music was made for the steps (5 clips, such as 0.bvh)" in told
     item = data.split("val")[0]
     assert item["motion"].shape == (32, 147) and item["music"].shape == (32, 35)
     train = torch.cat([torch.from_numpy(clip.motion_TC) for clip in data.clips["train"]])
@@ -70,6 +71,18 @@ def test_short_clips_are_padded_and_held_out_pairs_kept_apart(own: Path) -> None
     ]
     with pytest.raises(ZooError, match="no clip is walk:slow"):
         own_data(own, held_out=["walk:slow"])
+
+
+def test_what_is_in_a_folder_is_accounted_for(own: Path, walker: Any) -> None:
+    for n in range(7):
+        (own / f"broken{n}.bvh").touch()
+    (own / "slow" / "x.fbx").touch()
+    (own / "slow" / "song.wav").touch()
+    write_bvh(replace(walker(4.0, 1.0), fps=60.0), own / "slow" / "faster.bvh")
+    told = own_data(own).notes
+    assert "3 more are left out: broken5.bvh, broken6.bvh, broken.bvh" in told
+    assert "1 songs lie beside no motion of their name, such as song.wav: not used" in told
+    assert "passed over: 1 .fbx" in told and "60 frames a second became 30 (faster.bvh)" in told
 
 
 def test_folders_that_hold_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -236,15 +236,20 @@ def load(sources: Sequence[Source], notes: list[str], kept_as: str = "") -> list
         clips, told = found
         notes += told
         return clips
-    clips, told, refused = [], [], []
+    clips, remarks, refused = [], list[tuple[str, str]](), list[tuple[str, str]]()
     for source in sources:
         try:
-            clips.append(_clip(source, told))
+            clip, own = _clip(source)
         except ZooError as error:
-            refused.append(f"{source.path.name} is left out: {error}")
+            refused.append((source.path.name, str(error)))
+            continue
+        clips.append(clip)
+        remarks += [(source.path.name, remark) for remark in own]
     if refused and not clips:
-        raise ZooError(refused[0].partition(" is left out: ")[2])
-    told = _summed(told) + refused[:5] + ([f"{len(refused) - 5} more are left out"] if len(refused) > 5 else [])
+        raise ZooError(refused[0][1])
+    told = _summed(remarks) + [f"{name} is left out: {cause}" for name, cause in refused[:5]]
+    if more := [name for name, _ in refused[5:]]:
+        told.append(f"{len(more)} more are left out: {', '.join(more[:20])}{' ...' * (len(more) > 20)}")
     _keep(path, clips, told)
     notes += told
     return clips
@@ -254,14 +259,14 @@ def _age(path: Path | None) -> float:
     return path.stat().st_mtime if path is not None and path.is_file() else 0.0
 
 
-def _clip(source: Source, told: list[str]) -> Clip:
+def _clip(source: Source) -> tuple[Clip, list[str]]:
     motion = read_motion(source.path)
     motion = facing(canonical(motion, f"'{source.path}'", FPS))
     if motion.loop:
         motion = _twice(motion)
     if len(motion) < SHORTEST:
         raise ZooError(f"'{source.path}' has {len(motion)} frames at 30 a second; give at least {SHORTEST}")
-    told += motion.notes
+    told = list(motion.notes)
     if source.music is None:
         sound = music_for(motion, source.genre)
         told.append("music was made for the steps")
@@ -274,7 +279,7 @@ def _clip(source: Source, told: list[str]) -> Clip:
     if source.music is not None and abs(len(motion) - len(music)) > FPS:
         told.append("music and motion differ in length by more than a second: the longer is cut")
     x_TC = to_features(motion)[:length].numpy()
-    return Clip(source.path.stem, x_TC, music[:length].numpy(), source.genre, source.content)
+    return Clip(source.path.stem, x_TC, music[:length].numpy(), source.genre, source.content), told
 
 
 def _twice(motion: Motion) -> Motion:
@@ -291,11 +296,15 @@ def _twice(motion: Motion) -> Motion:
     return replace(motion, root_T3=root, rotation_TJ33=motion.rotation_TJ33.repeat(times, 1, 1, 1))
 
 
-def _summed(told: Sequence[str]) -> list[str]:
-    counts: dict[str, int] = {}
-    for note in told:
-        counts[note] = counts.get(note, 0) + 1
-    return [f"{note} ({count} clips)" if count > 1 else note for note, count in counts.items()][:12]
+def _summed(remarks: Sequence[tuple[str, str]]) -> list[str]:
+    """A line for every remark: how many files it is about, and the first of them."""
+    about: dict[str, list[str]] = {}
+    for name, remark in remarks:
+        about.setdefault(remark, []).append(name)
+    return [
+        f"{remark} ({names[0]})" if len(names) == 1 else f"{remark} ({len(names)} clips, such as {names[0]})"
+        for remark, names in about.items()
+    ]
 
 
 def _keep(path: Path, clips: Sequence[Clip], told: Sequence[str]) -> None:

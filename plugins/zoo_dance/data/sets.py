@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -165,6 +166,13 @@ class Own(MotionData):
             Source(path, path.relative_to(folder).parts[0] if path.parent != folder else "any", "", _beside(path))
             for path in motion_files(folder)
         ]
+        taken = {path for source in sources for path in (source.path, source.music)}
+        rest = sorted(path for path in folder.rglob("*") if path.is_file() and path not in taken)
+        if songs := [path.name for path in rest if path.suffix.lower() in SOUNDS]:
+            notes.append(f"{len(songs)} songs lie beside no motion of their name, such as {songs[0]}: not used")
+        others = Counter(path.suffix.lower() or path.name for path in rest if path.suffix.lower() not in SOUNDS)
+        if others:
+            notes.append(f"passed over: {', '.join(f'{n} {suffix}' for suffix, n in others.most_common(8))}")
         super().__init__(load(sources, notes, "own"), config, notes)
 
 
