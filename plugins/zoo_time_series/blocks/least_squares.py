@@ -84,9 +84,13 @@ def _decompose(moments_LL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def squared_error(moments_ZZ: Tensor, map_LH: Tensor, bias_H: Tensor) -> float:
-    """Sum of ``(y - x W - b)^2`` over all windows behind the moments: the residual is linear in the window."""
-    residual_ZH = torch.cat([-map_LH, -bias_H[None], torch.eye(len(bias_H), dtype=map_LH.dtype)])
-    return float((residual_ZH * (moments_ZZ @ residual_ZH)).sum())
+    """Sum of ``(y - x W - b)^2`` over all windows behind the moments."""
+    length = len(map_LH)
+    inputs_LL, cross_LH = moments_ZZ[:length, :length], moments_ZZ[:length, length + 1 :]
+    count, sum_L, sum_H = moments_ZZ[length, length], moments_ZZ[length, :length], moments_ZZ[length, length + 1 :]
+    of_map = (map_LH * (inputs_LL @ map_LH - 2 * cross_LH)).sum()
+    of_bias = bias_H @ (count * bias_H - 2 * sum_H + 2 * sum_L @ map_LH)
+    return float(moments_ZZ[length + 1 :, length + 1 :].trace() + of_map + of_bias)
 
 
 def complete_future(batch: Batch, last_B1: Tensor) -> Tensor:
