@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from zoo.spec import ZooError
@@ -69,6 +72,19 @@ class Executor:
         weight = weights(len(self.chunks), self.ensemble or 0.0).to(actions)
         self.now += 1
         return (weight @ actions).cpu(), (weight @ torch.stack(gates)).cpu() if gates else None
+
+
+def in_own_units(action: Any, preprocessing: Mapping[str, Any]) -> NDArray[np.float64]:
+    """Actions (..., A) of a policy as its demonstrations had them, where those leave [-1, 1] and so were scaled to it.
+
+    Args:
+        preprocessing: of the predictor, as `zoo.load` gives it.
+    """
+    action = np.asarray(action, np.float64)
+    if (scale := preprocessing.get("action_range")) is None:
+        return action
+    low_A, high_A = np.array(scale[0]), np.array(scale[1])
+    return (low_A + high_A) / 2 + action * (high_A - low_A) / 2
 
 
 def weights(count: int, rate: float) -> Tensor:

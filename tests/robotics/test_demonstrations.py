@@ -14,7 +14,8 @@ from zoo import config as zc
 from zoo.spec import ZooError
 from zoo_robotics.data import lerobot, record, sets
 from zoo_robotics.data.demonstrations import Chunks, Demonstration
-from zoo_robotics.data.sets import Own, Synthetic, read_own, write_npz
+from zoo_robotics.data.sets import Own, Synthetic, read_npz, read_own, write_npz
+from zoo_robotics.execution import in_own_units
 from zoo_robotics.sim.world import make_world
 
 pa = pytest.importorskip("pyarrow", reason="needs pyarrow: pip install 'moe-zoo[robotics]'")
@@ -210,7 +211,10 @@ def test_broken_lerobot_data_sets(tmp_path: Path) -> None:
     assert "episode 0 of" in told(folder) and "has numbers that are not finite" in told(folder)
     folder, file = broken("column")
     pq.write_table(pq.read_table(file).drop_columns(["action"]), file)
-    assert "action" in told(folder)
+    assert "has no column 'action' (it has observation.state" in told(folder)
+    folder, file = broken("dotted")
+    pq.write_table(pq.read_table(file).drop_columns(["observation.state"]), file)
+    assert "has no column 'observation.state' (it has action" in told(folder)
     folder, file = broken("ragged")
     table = pq.read_table(file).to_pydict()
     table["observation.state"][3] = [1.0]
@@ -247,13 +251,27 @@ def test_own_files(tmp_path: Path) -> None:
         ({"observation": arrays["observation"][:-1]}, "has 5 observations and 6 actions; give as many of each"),
         ({"action": arrays["action"][:, 0]}, r"needs action \(T, numbers\) and holds"),
         ({"action": arrays["action"] * np.nan}, "has numbers that are not finite"),
-        ({"phase": arrays["phase"] + 5}, "must be 6 numbers below 5: reach, descend, grasp"),
-        ({"action": np.zeros((6, 3))}, r"differ in observations and actions: \[\(3, 2\), \(3, 3\)\]"),
+        ({"observation": np.zeros((0, 3)), "action": np.zeros((0, 2))}, "holds no step; leave it out"),
+        ({"phase": arrays["phase"] + 5}, "must be 6 of reach, descend, grasp"),
+        ({"phase": arrays["phase"] - 9}, "must be 6 of reach, descend, grasp"),
+        ({"phase": np.full(6, 0.5)}, "must be 6 of reach, descend, grasp"),
+        ({"phase": np.full(6, "raech")}, "must be 6 of reach, descend, grasp"),
+        ({"task": np.array(["lift", "drop"])}, r"must be one name, and is \['drop', 'lift'\]"),
+        ({"action": np.zeros((6, 3))}, r"1 have \(3, 3\), such as 'lift-000\.npz', others \(3, 2\); keep one kind"),
     ]
     for changed, message in cases:
         np.savez(files[0], **(arrays | changed))
         with pytest.raises(ZooError, match=message):
             read_own(tmp_path, [])
+    named = {"phase": np.array(["reach", "", "insert", "reach", "grasp", "reach"]), "task": np.full(6, "lift")}
+    np.savez(files[0], **(arrays | named))
+    assert read_npz(files[0]).phase_T.tolist() == [0, -1, 4, 0, 2, 0] and read_npz(files[0]).task == "lift"
+    (tmp_path / "mine" / "more.hdf5").touch()
+    notes: list[str] = []
+    assert len(read_own(tmp_path, notes)) == 6 and notes == ["passed over: 1 .hdf5"]
+    with pytest.raises(ZooError, match=r"more\.hdf5' is no \.npz file; save every episode as one"):
+        read_own(tmp_path / "mine" / "more.hdf5", [])
+    (tmp_path / "mine" / "more.hdf5").unlink()
     files[0].write_bytes(files[1].read_bytes()[:100])
     with pytest.raises(ZooError, match=r"episode file '.*lift-000.npz' is cut off or damaged"):
         read_own(tmp_path, [])
@@ -274,14 +292,14 @@ def test_own_files(tmp_path: Path) -> None:
 def test_own_actions_are_scaled_and_the_scale_travels(tmp_path: Path) -> None:
     write_npz(tmp_path / "far", some(6, scale=40.0))
     data = Own(zc.make(Own.Config, path=str(tmp_path / "far")))
-    low, high = np.array(data.preprocessing["action_range"])
+    _, high = data.preprocessing["action_range"]
     actions = np.concatenate([d.action_TA for d in data.demos("train")])
     assert actions.min() == -1 and actions.max() == 1 and high[0] > 30
     given = {tuple(d.observation_TS[0]): d.action_TA for d in read_own(tmp_path / "far", [])}
     for d in data.demos("train"):
-        np.testing.assert_allclose(
-            (low + high) / 2 + d.action_TA * (high - low) / 2, given[tuple(d.observation_TS[0])], atol=1e-4
-        )
+        found = in_own_units(d.action_TA, data.preprocessing)
+        np.testing.assert_allclose(found, given[tuple(d.observation_TS[0])], atol=1e-4)
+    np.testing.assert_array_equal(in_own_units(d.action_TA, {}), d.action_TA)
     write_npz(tmp_path / "near", some(6))
     near = Own(zc.make(Own.Config, path=str(tmp_path / "near")))
     near.normalise_as(data.preprocessing)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import textwrap
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -92,3 +94,25 @@ def test_an_episode_does_not_depend_on_the_one_before() -> None:
     again = [executor.step(x, 1) for x in seen]
     assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(first, again, strict=True))
     assert all(action.abs().max() <= 1 and gate.sum() == pytest.approx(1) for action, gate in first)
+
+
+def test_the_loop_in_the_manual(monkeypatch: pytest.MonkeyPatch) -> None:
+    gymnasium = pytest.importorskip("gymnasium")
+    model = create_model("robotics/mlp", state=3, actions=1, tasks=["lift"])
+    trained = SimpleNamespace(model=model, preprocessing={"action_range": [[-2.0], [2.0]]})
+    monkeypatch.setattr("zoo.load", lambda name: trained)
+    page = (Path(__file__).parents[2] / "docs" / "robotics.md").read_text(encoding="utf-8")
+    code = textwrap.dedent(page.partition("one of gymnasium's:\n\n")[2].partition("\n\n`")[0])
+    names: dict[str, Any] = {}
+    seen: list[Any] = []
+    make = gymnasium.make
+
+    def noted(name: str) -> Any:
+        world = make(name)
+        step = world.step
+        monkeypatch.setattr(world, "step", lambda action: seen.append(action) or step(action))
+        return world
+
+    monkeypatch.setattr(gymnasium, "make", noted)
+    exec(code, names)
+    assert len(seen) == 200 and names["cut"] and seen[0].shape == (1,)

@@ -293,6 +293,12 @@ def _table(path: Path, columns: list[str] | None) -> Any:
     import pyarrow.parquet as pq
 
     try:
+        names = pq.read_schema(path).names
+        if missing := [name for name in columns or () if name not in names]:
+            raise ZooError(
+                f"episode file '{path}' has no column '{missing[0]}' (it has {', '.join(names[:12])}); record or "
+                "download it again"
+            )
         return pq.read_table(path, columns=columns)
     except (OSError, pa.ArrowException) as error:
         reason = str(error).strip().partition("\n")[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -208,13 +209,25 @@ def read_own(path: Path, notes: list[str], pictures: bool = False) -> list[Demon
         raise ZooError(f"'{path}' does not exist; set data.path to a LeRobotDataset or a folder of .npz files")
     if path.is_dir() and lerobot.is_lerobot(path):
         return lerobot.read(path, notes, pictures)
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*.npz") if not p.name.startswith("."))
+    if path.is_file() and path.suffix.lower() != ".npz":
+        raise ZooError(f"'{path}' is no .npz file; save every episode as one, or name a LeRobotDataset's folder")
+    below = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and p.name[0] != ".")
+    files = [file for file in below if file.suffix.lower() == ".npz"]
     if not files:
         raise ZooError(f"'{path}' holds neither meta/info.json (of a LeRobotDataset) nor .npz files; set data.path")
     found = [read_npz(file) for file in files]
-    widths = sorted({(d.observation_TS.shape[1], d.action_TA.shape[1]) for d in found})
+    widths = Counter((d.observation_TS.shape[1], d.action_TA.shape[1]) for d in found)
     if len(widths) > 1:
-        raise ZooError(f"the episodes in '{path}' differ in observations and actions: {widths}; keep one kind")
+        (usual, _), (rare, count) = widths.most_common()[0], widths.most_common()[-1]
+        odd = next(
+            f for f, d in zip(files, found, strict=True) if (d.observation_TS.shape[1], d.action_TA.shape[1]) == rare
+        )
+        raise ZooError(
+            f"the episodes in '{path}' differ in observations and actions: {count} have {rare}, such as '{odd.name}', "
+            f"others {usual}; keep one kind"
+        )
+    if others := Counter(file.suffix.lower() or file.name for file in below if file.suffix.lower() != ".npz"):
+        notes.append(f"passed over: {', '.join(f'{n} {suffix}' for suffix, n in others.most_common(8))}")
     return found
 
 
@@ -231,17 +244,30 @@ def read_npz(path: Path) -> Demonstration:
             held = {key: value.shape for key, value in arrays.items()}
             raise ZooError(f"'{path}' needs {name} (T, numbers) and holds {held}; save it so")
     observation, action = (arrays[name].astype(np.float32) for name in ("observation", "action"))
-    if len(observation) != len(action) or not len(action):
+    if not len(observation) and not len(action):
+        raise ZooError(f"'{path}' holds no step; leave it out")
+    if len(observation) != len(action):
         raise ZooError(f"'{path}' has {len(observation)} observations and {len(action)} actions; give as many of each")
     if not (np.isfinite(observation).all() and np.isfinite(action).all()):
         raise ZooError(f"'{path}' has numbers that are not finite; leave it out")
-    phase: NDArray[np.int64] = arrays.get("phase", np.full(len(action), -1)).astype(np.int64).ravel()
-    if len(phase) != len(action) or phase.max() >= len(PHASES):
+    phase = _phase_of(path, arrays.get("phase", np.full(len(action), -1)), len(action))
+    names = np.unique(arrays["task"]).tolist() if "task" in arrays else [path.resolve().parent.name or "task"]
+    if len(names) != 1:
+        raise ZooError(f"task in '{path}' must be one name, and is {names[:3]}; save an episode of one task a file")
+    return Demonstration(str(names[0]), observation, action, phase)
+
+
+def _phase_of(path: Path, phase: NDArray[Any], count: int) -> NDArray[np.int64]:
+    """Phases as places in `PHASES`, -1 for none; a file may name them instead."""
+    flat = phase.ravel()
+    if flat.dtype.kind == "U":
+        flat = np.array([PHASES.index(name) if name in PHASES else -1 if name == "" else len(PHASES) for name in flat])
+    whole = flat.dtype.kind in "iu" or (flat.dtype.kind == "f" and bool((flat == np.round(flat)).all()))
+    if not whole or len(flat) != count or flat.min() < -1 or flat.max() >= len(PHASES):
         raise ZooError(
-            f"phase of '{path}' must be {len(action)} numbers below {len(PHASES)}: {', '.join(PHASES)}, or -1"
+            f"phase in '{path}' must be {count} of {', '.join(PHASES)}, by name or by number from 0, or -1; save it so"
         )
-    task = str(arrays["task"]) if "task" in arrays else path.parent.name or "task"
-    return Demonstration(task, observation, action, phase)
+    return flat.astype(np.int64)
 
 
 def write_npz(folder: Path, demonstrations: list[Demonstration]) -> list[Path]:

@@ -23,6 +23,7 @@ from zoo.report import console
 from zoo.spec import ZooError
 from zoo.train.task import Batch, Loss, Task
 from zoo_robotics.draw import plot_use, write_film
+from zoo_robotics.execution import in_own_units
 from zoo_robotics.rollout import FIRST_SEED, Episode, Manner, Step, act, rollouts, script_episodes, wilson
 from zoo_robotics.sim.world import PHASES, WORLDS, make_world
 
@@ -244,9 +245,7 @@ class Imitation(Task):
         actions_NKA = model.act(batch, torch.Generator(model.device).manual_seed(0)).actions_BKA.cpu().double().numpy()
         if not np.isfinite(actions_NKA).all():
             raise ZooError("the policy's actions are not finite; its weights, or the observations, are damaged")
-        if (scale := preprocessing.get("action_range")) is not None:
-            low_A, high_A = np.array(scale[0]), np.array(scale[1])
-            actions_NKA = (low_A + high_A) / 2 + actions_NKA * (high_A - low_A) / 2
+        actions_NKA = in_own_units(actions_NKA, preprocessing)
         return Acted(None, [], list(model.config.phases), 0.0, [f"{task}: {len(actions_NKA)} chunks"], actions_NKA)
 
     def write(self, result: Acted, out: Path) -> list[Path]:
