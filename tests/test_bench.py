@@ -10,16 +10,18 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from zoo.bench.layer import SHAPES, Shape, bench_layer, contenders, parse_shape, too_slow
+from zoo.bench.layer import SHAPES, Shape, bench_layer, contenders, parse_dtype, parse_shape, too_slow
 from zoo.bench.memory import saved_bytes
 from zoo.bench.model import parse_shape as parse_model
 from zoo.cli import app
 from zoo.spec import ZooError
 
 
-def test_layer_document_and_saved_bytes() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layer_document_and_saved_bytes(dtype: torch.dtype) -> None:
     shape = Shape(40, 32, 16, 6, 2)
-    document = bench_layer("tiny", shape, True, 2)
+    document = bench_layer("tiny", shape, True, 2, dtype)
+    assert f"torch.{document['dtype']}" == str(dtype)
     timed = {(row["pass"], row["contender"]) for row in document["results"]}
     for name in ("zoo", "zoo in HF", "HF grouped_mm", "HF eager", "HF batched_mm", "dense", "GEMM limit"):
         assert {("forward", name), ("forward+backward", name)} <= timed
@@ -55,6 +57,11 @@ def test_bad_shapes_are_refused(text: str) -> None:
         parse_shape(text)
     with pytest.raises(ZooError, match="--shape"):
         parse_model(text)
+
+
+def test_an_unknown_dtype_is_refused() -> None:
+    with pytest.raises(ZooError, match="--dtype float64 is not one of float32, bfloat16, float16"):
+        parse_dtype("float64")
 
 
 @pytest.mark.parametrize(("command", "shape"), [("moe", "16,16,8,4,2"), ("model", "1,16,8,4,2,32,16,8")])

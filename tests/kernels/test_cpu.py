@@ -317,3 +317,20 @@ def test_plain_flags_build_warning_free_and_compute_the_same(tmp_path: Path, mon
     for one, wanted in zip(inputs, want, strict=True):
         for got, want in zip(run(*one), wanted, strict=True):
             assert (got - want).norm() <= (2e-6 if got.dtype == torch.float32 else 1.6e-2) * want.norm()
+
+
+def test_bf16_of_many_rows_is_left_to_torch_where_it_has_amx(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = []
+
+    def spy(x, *args):
+        rows.append(x.shape[0])
+        return forward(x, *args)
+
+    forward = cpu.reference.ffn_forward
+    monkeypatch.setattr(cpu.reference, "ffn_forward", spy)
+    for amx in (False, True):
+        monkeypatch.setattr(cpu, "_has_amx", lambda amx=amx: amx)
+        for tokens in (50, 500):
+            run(*leaves(tokens, dtype=torch.bfloat16))
+            run(*leaves(tokens))
+    assert rows == [500]

@@ -53,6 +53,14 @@ def parse_shape(text: str) -> tuple[str, Shape]:
     return text, shape
 
 
+def parse_dtype(text: str) -> torch.dtype:
+    """Raises `ZooError` for a type that is not measured."""
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if text not in known:
+        raise ZooError(f"--dtype {text} is not one of {', '.join(known)}")
+    return known[text]
+
+
 class Contender(NamedTuple):
     """Without leaves it has no backward."""
 
@@ -60,7 +68,7 @@ class Contender(NamedTuple):
     leaves: tuple[Tensor, ...] = ()
 
 
-def contenders(shape: Shape) -> dict[str, Contender]:
+def contenders(shape: Shape, dtype: torch.dtype = torch.float32) -> dict[str, Contender]:
     """All contenders on the same tensors; the routing is the same for all and not timed."""
     from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
@@ -69,10 +77,10 @@ def contenders(shape: Shape) -> dict[str, Contender]:
     generator = torch.Generator().manual_seed(0)
 
     def normal(*size: int, scale: float = 1.0) -> Tensor:
-        return torch.randn(*size, generator=generator) * scale
+        return (torch.randn(*size, generator=generator) * scale).to(dtype)
 
     config: Any = SimpleNamespace(num_experts=e, hidden_size=d, moe_intermediate_size=f, hidden_act="silu")
-    module: Any = Qwen3MoeExperts(config)
+    module: Any = Qwen3MoeExperts(config).to(dtype)
     module.gate_up_proj.data = normal(e, 2 * f, d, scale=d**-0.5)
     module.down_proj.data = normal(e, d, f, scale=f**-0.5)
     x, index, weight = normal(t, d).requires_grad_(), *_routing(normal(t, e), k)
@@ -117,7 +125,7 @@ def contenders(shape: Shape) -> dict[str, Contender]:
 
 def _routing(logits_TE: Tensor, k: int) -> tuple[Tensor, Tensor]:
     index_TK, weight_TK, _ = ops.route(logits_TE, k, renorm=True)
-    return index_TK, weight_TK.detach().requires_grad_()
+    return index_TK, weight_TK.detach().to(logits_TE.dtype).requires_grad_()
 
 
 def too_slow(name: str, shape: Shape, backward: bool) -> str:
@@ -131,10 +139,12 @@ def too_slow(name: str, shape: Shape, backward: bool) -> str:
     return ""
 
 
-def bench_layer(name: str, shape: Shape, backward: bool, repeats: int) -> dict[str, Any]:
+def bench_layer(
+    name: str, shape: Shape, backward: bool, repeats: int, dtype: torch.dtype = torch.float32
+) -> dict[str, Any]:
     """Times, ratios to `PEER`, shares of the GEMM limit and saved bytes of each contender, as one JSON document."""
-    table = contenders(shape)
-    ones, square = torch.ones(shape.tokens, shape.model), torch.randn(GEMM, GEMM)
+    table = contenders(shape, dtype)
+    ones, square = torch.ones(shape.tokens, shape.model, dtype=dtype), torch.randn(GEMM, GEMM).to(dtype)
     passes: Sequence[str] = ("forward", "forward+backward") if backward else ("forward",)
     runs: dict[str, Callable[[], object]] = {"mm": lambda: torch.mm(square, square)}
     skipped = []
@@ -152,7 +162,14 @@ def bench_layer(name: str, shape: Shape, backward: bool, repeats: int) -> dict[s
     with contention() as seen:
         times = interleave(runs, repeats)
     rate = times.pop("mm").summary()
-    document = {"name": name, "shape": shape._asdict(), "contention": seen, "skipped": skipped, "results": []}
+    document = {
+        "name": name,
+        "dtype": str(dtype).removeprefix("torch."),
+        "shape": shape._asdict(),
+        "contention": seen,
+        "skipped": skipped,
+        "results": [],
+    }
     for kind in passes:
         flops = 6 * shape.tokens * shape.slots * shape.model * shape.inner * (1 if kind == "forward" else 3)
         limit = {clock: rate[clock]["median"] * flops / (2 * GEMM**3) for clock in rate}
@@ -160,7 +177,7 @@ def bench_layer(name: str, shape: Shape, backward: bool, repeats: int) -> dict[s
         document["results"] += [_row(kind, contender, rows, limit) for contender in rows]
         document["results"].append({"pass": kind, "contender": "GEMM limit", "limit_ms": limit})
     if backward:
-        document["minimum_bytes"] = minimum_bytes(*shape)
+        document["minimum_bytes"] = minimum_bytes(*shape, dtype.itemsize)
         document["saved_bytes"] = {
             contender: saved_bytes(forward, [leaf for leaf in leaves if isinstance(leaf, nn.Parameter)])
             for contender, (forward, leaves) in table.items()

@@ -26,10 +26,10 @@ def saved_bytes(run: Callable[[], object], parameters: Iterable[Tensor]) -> int:
     return total
 
 
-def minimum_bytes(tokens: int, model: int, inner: int, experts: int, slots: int) -> int:
-    """x, the gate and up pre-activation in fp32, and the routing: weight, token and pair of each pair, offsets.
+def minimum_bytes(tokens: int, model: int, inner: int, experts: int, slots: int, itemsize: int = 4) -> int:
+    """x, the gate and up pre-activation, and the routing: weight, token and pair of each pair, offsets.
 
     SonicMoE (arXiv 2512.14080, section 3) shows that nothing more is needed without computing a GEMM twice.
     """
     pairs = tokens * slots
-    return 4 * tokens * model + 4 * pairs * 2 * inner + (4 + 8 + 8) * pairs + 8 * (experts + 1)
+    return itemsize * (tokens * model + pairs * (2 * inner + 1)) + (8 + 8) * pairs + 8 * (experts + 1)

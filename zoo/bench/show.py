@@ -27,7 +27,7 @@ def show(document: dict[str, Any], peer: str) -> None:
             ratios = [f"{row['speedup'][clock]:.2f}x" for clock in ("wall_ms", "cpu_ms")]
             limit, bytes_kept = f"{share['wall_ms']:.0%}" if share else "", f"{kept / 1e6:.1f}" if kept else ""
             rows.append([name, *times, *ratios, limit, bytes_kept])
-        report.table(f"{document['name']}: {shape}; {kind}", columns, rows)
+        report.table(f"{document['name']}: {shape}; {document.get('dtype', 'float32')}; {kind}", columns, rows)
     out = report.console()
     if minimum:
         out.print(f"least that must be saved: {minimum / 1e6:.1f} MB")

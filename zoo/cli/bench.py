@@ -23,6 +23,9 @@ Out = Annotated[Path | None, typer.Option(help="Folder for the JSON document and
 def moe_command(
     shape: Annotated[list[str] | None, typer.Option(help="a, b, c, d or T,D,F,E,K; may be repeated.")] = None,
     backward: Annotated[bool, typer.Option("--backward", help="Forward+backward and saved bytes as well.")] = False,
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16 or float16, of tokens, weights and torch.mm.")
+    ] = "float32",
     threads: Threads = 2,
     repeats: Repeats = 9,
     json_: Json = False,
@@ -34,10 +37,10 @@ def moe_command(
     """
 
     def measure() -> list[dict[str, Any]]:
-        from zoo.bench.layer import SHAPES, bench_layer, parse_shape
+        from zoo.bench.layer import SHAPES, bench_layer, parse_dtype, parse_shape
 
         shapes = [parse_shape(text) for text in shape or SHAPES]
-        return [bench_layer(name, sizes, backward, repeats) for name, sizes in shapes]
+        return [bench_layer(name, sizes, backward, repeats, parse_dtype(dtype)) for name, sizes in shapes]
 
     _run("moe", measure, "HF grouped_mm", threads, repeats, json_, out)
 

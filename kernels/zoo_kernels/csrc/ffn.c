@@ -37,7 +37,7 @@ typedef struct {
     int type;
 } grads;
 
-// The buffers hold floats, or with more than SMALL rows what `kept_as` says.
+// hidden, act and dhidden hold what `kept_as` says, the rest floats.
 typedef struct {
     int64_t first, stop, expert; // sorted rows, expert of the first row
     float *sum;                  // this group's share of y or dx
@@ -50,7 +50,7 @@ typedef struct {
 static int is_code(int type) { return type == INT8 || type == TERNARY; }
 
 // in which type a pre-activation or activation waits for the next product: as bf16 if that multiplies pairs of them
-static int kept_as(const ffn *s, int64_t rows) { return HAVE_DOT && s->weight_type == BF16 && rows > SMALL ? BF16 : F32; }
+static int kept_as(const ffn *s) { return HAVE_DOT && s->weight_type == BF16 ? BF16 : F32; }
 
 static void gemm(int64_t m, int64_t n, int64_t depth, operand a, operand b, result c, const group *g, const operand *then) {
     if (small_gemm(m, n, depth, a, b, &c, g->pack)) return;
@@ -58,7 +58,7 @@ static void gemm(int64_t m, int64_t n, int64_t depth, operand a, operand b, resu
         widen(&b, n, depth, g->codes);
         b = matrix(g->codes, F32, depth, NULL, 0), then = NULL;
     }
-    packed_gemm(HAVE_DOT && a.type == BF16 && b.type == BF16, m, n, depth, a, b, c, g->pack, then);
+    packed_gemm(m, n, depth, a, b, c, g->pack, then);
 }
 
 // inner units of the experts before e, and of e; the pre-activation is once or twice as wide
@@ -199,7 +199,7 @@ static void up(const ffn *s, const group *g, int64_t e, int64_t row, int64_t row
     }
 
 static void forward_rows(const ffn *s, const group *g, int64_t e, int64_t row, int64_t rows) {
-    const int waits = kept_as(s, rows), type = s->hidden ? (int)s->type : waits;
+    const int waits = kept_as(s), type = s->hidden ? (int)s->type : waits;
     char *hidden = s->hidden ? s->hidden + bytes_of(type, row * s->width) : (char *)g->hidden, *act = (char *)g->act;
     int64_t inner = inner_of(s, e), width = width_of(s, e);
     operand w_out = w_out_of(s, e, 0), next = w_in_of(s, next_expert(s, e), 0);
@@ -230,7 +230,7 @@ static void weight_gradient(int64_t m, int64_t n, int64_t rows, operand left, op
 
 static void backward_rows(const ffn *s, const group *g, int64_t e, int64_t row, int64_t rows, grads d, int add, int last) {
     const int64_t *token = s->token + row, inner = inner_of(s, e), width = width_of(s, e);
-    const int waits = kept_as(s, rows), type = s->hidden ? (int)s->type : waits;
+    const int waits = kept_as(s), type = s->hidden ? (int)s->type : waits;
     operand w_in = w_in_of(s, e, 1), w_out = w_out_of(s, e, 1);
     operand next_out = w_out_of(s, next_expert(s, e), 1), next_in = w_in_of(s, next_expert(s, e), 1);
     char *hidden = s->hidden ? s->hidden + bytes_of(type, row * s->width) : (char *)g->hidden;

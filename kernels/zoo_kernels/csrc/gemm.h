@@ -34,6 +34,7 @@ typedef struct {
     int stream; // written past the caches, because nobody reads it soon
 } result;
 
+INLINE int both_pairs(const operand *a, const operand *b) { return HAVE_DOT && a->type == BF16 && b->type == BF16; }
 INLINE operand matrix(const void *p, int type, int64_t ld, const int64_t *row, int k_major) {
     return (operand){p, ld, row, type, k_major, NULL, 0};
 }
@@ -128,9 +129,15 @@ static __attribute__((noinline)) void store_part(const int type, char *c, const 
         for (int j = 0; j < n; j++) ((float *)c)[j] = add ? ((float *)c)[j] + value[j] : value[j];
 }
 
-// C (m x n) = A B over `depth` words, A packed, B's rows `ldb` apart; fetches two cache lines a step from `ahead`
+// Two cache lines, `gap` apart, that are fetched a step of the k loop.
+typedef struct {
+    const char *p;
+    int64_t step, gap;
+} fetch;
+
+// C (m x n) = A B over `depth` words, A packed, B's rows `ldb` apart
 INLINE void micro(const int m, const int dot, int64_t depth, const float *a, const float *b, int64_t ldb, char *const *c, const float *scale,
-                  const float *bias, int n, const result *how, const char *ahead, int64_t step) {
+                  const float *bias, int n, const result *how, fetch ahead) {
     const int type = how->type, add = how->add, stream = how->stream;
     vec acc[MR][NV];
     UNROLL for (int j = 0; j < NV; j++) {
@@ -139,8 +146,8 @@ INLINE void micro(const int m, const int dot, int64_t depth, const float *a, con
         UNROLL for (int i = 0; i < m; i++) acc[i][j] = start;
     }
     if (add) UNROLL for (int i = 0; i < m; i++) UNROLL for (int j = 0; j < NV; j++) __builtin_prefetch(c[i] + 4 * j * VL, 1);
-    for (int64_t k = 0; k < depth; k++, a += m, b += ldb, ahead += step) {
-        __builtin_prefetch(ahead, 0, 2), __builtin_prefetch(ahead + 64, 0, 2);
+    for (int64_t k = 0; k < depth; k++, a += m, b += ldb, ahead.p += ahead.step) {
+        __builtin_prefetch(ahead.p, 0, 2), __builtin_prefetch(ahead.p + ahead.gap, 0, 2);
         vec bv[NV];
         UNROLL for (int j = 0; j < NV; j++) bv[j] = load(b + j * VL);
         UNROLL for (int i = 0; i < m; i++) UNROLL for (int j = 0; j < NV; j++) acc[i][j] = multiply_add(dot, acc[i][j], a[i], bv[j]);
@@ -164,7 +171,7 @@ INLINE void micro(const int m, const int dot, int64_t depth, const float *a, con
     }
 }
 
-#define CASE(M) case M: micro(M, dot, depth, a, b, ldb, c, scale, bias, n, how, ahead, step); return;
+#define CASE(M) case M: micro(M, dot, depth, a, b, ldb, c, scale, bias, n, how, *ahead); return;
 #ifdef __AVX512F__
 #define MORE_CASES CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12) CASE(13) CASE(14)
 #else
@@ -172,8 +179,7 @@ INLINE void micro(const int m, const int dot, int64_t depth, const float *a, con
 #endif
 #define TILE(NAME, DOT) \
     static __attribute__((noinline)) void NAME(int m, int64_t depth, const float *a, const float *b, int64_t ldb, char *const *c, \
-                                               const float *scale, const float *bias, int n, const result *how, const char *ahead, \
-                                               int64_t step) { \
+                                               const float *scale, const float *bias, int n, const result *how, const fetch *ahead) { \
         const int dot = DOT; \
         switch (m) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) MORE_CASES } \
     }
@@ -185,11 +191,11 @@ INLINE int can_stream(const result *c, int64_t n) {
 }
 
 // Where panel `first` of B lies before packing, as two cache lines per step of the k loop; elsewhere if it is irregular.
-INLINE const char *panel_of(int dot, const operand *b, int64_t first, int64_t k0, int64_t words, int64_t *step) {
+INLINE fetch panel_of(int dot, const operand *b, int64_t first, int64_t k0, int64_t words) {
     const int each = dot ? 2 : 1; // elements a word
-    if (b->row || (!b->k_major && b->ld != each * words)) return *step = 0, b->p;
-    *step = bytes_of(b->type, each * (b->k_major ? b->ld : NR));
-    return b->p + bytes_of(b->type, b->k_major ? each * k0 * b->ld + first : first * b->ld);
+    if (b->row || (!b->k_major && b->ld != each * words)) return (fetch){b->p, 0, 64};
+    return (fetch){b->p + bytes_of(b->type, b->k_major ? each * k0 * b->ld + first : first * b->ld),
+                   bytes_of(b->type, each * (b->k_major ? b->ld : NR)), dot && b->k_major ? 2 * b->ld : 64};
 }
 
 // Bytes to fetch of a matrix in each of so many steps: one or two cache lines.
@@ -212,10 +218,11 @@ INLINE int64_t pack_floats(int64_t depth) {
     return a + b + VL + 32;
 }
 
-// C = A B, by pairs of bf16 if `dot`; `then` is the operand that is read next (NULL: unknown). What is fetched meanwhile: with
+// C = A B; `then` is the operand that is read next (NULL: unknown). What is fetched meanwhile: with
 // few rows all of `then`, evenly and in the order of memory; otherwise the next panel of B, and at its end the first of `then`.
-static void packed_gemm(int dot, int64_t m, int64_t n, int64_t elements, operand a, operand b, result c, float *workspace,
+static void packed_gemm(int64_t m, int64_t n, int64_t elements, operand a, operand b, result c, float *workspace,
                         const operand *then) {
+    const int dot = both_pairs(&a, &b);
     const int64_t depth = dot ? (elements + 1) / 2 : elements;
     const blocks cut = cut_of(depth, c.type);
     float *pack_b = workspace, *pack_a = workspace + cut.n * cut.k;
@@ -225,7 +232,7 @@ static void packed_gemm(int dot, int64_t m, int64_t n, int64_t elements, operand
     int few = m <= 2 * MR, in_place = few && b.k_major && !b.row && b.type == F32;
     const char *next = NULL, *end = NULL;
     int64_t stride = 0;
-    if (then && then->size && (few || elements <= 2 * MR)) {
+    if (then && then->size && ((few && !dot) || elements <= 2 * MR)) {
         next = then->p, end = next + then->size;
         stride = share_of(then, (n + NR - 1) / NR * depth * ((m + MR - 1) / MR));
     }
@@ -235,7 +242,7 @@ static void packed_gemm(int dot, int64_t m, int64_t n, int64_t elements, operand
             int64_t kc = min64(cut.k, depth - k0);
             c.add = add || k0;
             for (int64_t i0 = 0; i0 < m; i0 += cut.m) {
-                int64_t mc = min64(cut.m, m - i0), step = 0;
+                int64_t mc = min64(cut.m, m - i0);
                 int panels = (int)((mc + MR - 1) / MR), edge[MC / MR + 1]; // of nearly equal height
                 for (int i = 0; i <= panels; i++) edge[i] = (int)(mc * i / panels);
                 for (int i = 0; i < panels; i++) {
@@ -243,25 +250,25 @@ static void packed_gemm(int dot, int64_t m, int64_t n, int64_t elements, operand
                     pack(dot, &a, i0 + edge[i], lanes, lanes, k0, kc, elements, pack_a + edge[i] * kc);
                 }
                 for (int64_t j = 0; j < nc; j += NR) {
-                    const char *ahead = (const char *)pack_b;
+                    fetch ahead = {(const char *)pack_b, 0, 64};
                     const float *panel = pack_b + j * kc;
                     int64_t ldb = NR;
                     if (in_place && nc - j >= NR) panel = (const float *)b.p + k0 * b.ld + j0 + j, ldb = b.ld;
                     if (i0 == 0) {
                         if (panel == pack_b + j * kc) pack(dot, &b, j0 + j, (int)min64(NR, nc - j), NR, k0, kc, elements, pack_b + j * kc);
                         if (next) {}
-                        else if (j0 + j + NR < n) ahead = panel_of(dot, &b, j0 + j + NR, k0, kc, &step);
-                        else if (then) ahead = panel_of(0, then, 0, 0, then->k_major ? kc : then->ld, &step);
+                        else if (j0 + j + NR < n) ahead = panel_of(dot, &b, j0 + j + NR, k0, kc);
+                        else if (then) ahead = panel_of(0, then, 0, 0, then->k_major ? kc : then->ld);
                     }
                     for (int i = 0; i < panels; i++) {
                         int64_t from = i0 + edge[i];
                         int lanes = edge[i + 1] - edge[i];
-                        if (next) ahead = next, step = next < end ? stride : 0, next += step * kc;
+                        if (next) ahead.p = next, ahead.step = next < end ? stride : 0, next += ahead.step * kc;
                         char *rows[MR];
                         for (int r = 0; r < lanes; r++) rows[r] = c_row(&c, from + r) + bytes_of(c.type, j0 + j);
                         (dot ? dot_tile : float_tile)(lanes, kc, pack_a + edge[i] * kc, panel, ldb, rows, c.scale ? c.scale + from : NULL,
-                             c.bias && !k0 ? c.bias + j0 + j : NULL, (int)min64(NR, nc - j), &c, ahead, step);
-                        step = 0;
+                             c.bias && !k0 ? c.bias + j0 + j : NULL, (int)min64(NR, nc - j), &c, &ahead);
+                        ahead.step = 0;
                     }
                 }
             }

@@ -159,6 +159,7 @@ static int small_gemm(int64_t m, int64_t n, int64_t depth, operand a, operand b,
     const int outer = a.k_major && b.k_major;
     result c = *out;
     if ((outer ? depth : m) > SMALL || (outer ? c.scale || c.bias : a.k_major)) return 0;
+    if (both_pairs(&a, &b) && !outer && (m > SMALL / 2 || (!b.k_major && 128 * m > depth))) return 0; // multiplied faster packed
     if (a.type != F32 || b.type != F32 || c.type != F32)
         if (SMALL * (outer ? m + n : n + depth) > MC * KC + NC * KC) return 0;
     a = as_floats(&a, outer ? depth : m, outer ? m : depth, &workspace);
