@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -195,6 +195,11 @@ def test_interpolation_is_refused_everywhere(tmp_path: Path) -> None:
     (tmp_path / "deep.yaml").write_text("a: {b: [1, {c: 'x${d}'}]}\n")
     with pytest.raises(ZooError, match="is an interpolation"):
         zc.read_yaml(tmp_path / "deep.yaml")
+
+
+def test_a_part_without_settings_says_so() -> None:
+    with pytest.raises(ZooError, match=r"unknown config key 'a.tau'; a has no settings"):
+        zc.resolve(make_dataclass("Empty", []), {"tau": 1}, "a")
 
 
 @pytest.mark.parametrize(

@@ -241,6 +241,8 @@ def test_from_pretrained_and_back_loses_nothing(saved: Path, tmp_path: Path) -> 
     cls = type(zoo.create_model("toy/toy"))
     model = cls.from_pretrained(saved, scale=2.0)
     assert model.config.scale == 2.0 and not model.training and same(model, zoo.load(saved).model)
+    of_the_base = hub.Model.from_pretrained(saved, scale=2.0)
+    assert type(of_the_base) is cls and same(of_the_base, model) and of_the_base.config == model.config
     model.save_pretrained(tmp_path / "again")
     assert (tmp_path / "again" / "README.md").is_file()
     again = zoo.load(tmp_path / "again")

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from zoo.hub import create_model, load
     from zoo.registry import broken_plugins, list_datasets, list_models, list_plugins
+    from zoo.spec import ZooError
 
 __version__ = "0.1.0"
-__all__ = ["broken_plugins", "create_model", "list_datasets", "list_models", "list_plugins", "load"]
+__all__ = ["ZooError", "broken_plugins", "create_model", "list_datasets", "list_models", "list_plugins", "load"]
 
 _HOME = {
+    "ZooError": "zoo.spec",
     "broken_plugins": "zoo.registry",
     "create_model": "zoo.hub",
     "list_datasets": "zoo.registry",

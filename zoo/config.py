@@ -181,7 +181,8 @@ def resolve(schema: type, tree: Mapping[str, Any], path: str = "") -> Tree:
     hints = typing.get_type_hints(schema)
     for key in tree:
         if key not in fields:
-            raise ZooError(f"unknown config key '{_join(path, key)}'; {registry.suggest(str(key), fields)}")
+            near = registry.suggest(str(key), fields) if fields else f"{path or 'it'} has no settings"
+            raise ZooError(f"unknown config key '{_join(path, key)}'; {near}")
     resolved: Tree = {}
     for name, field in fields.items():
         where, given = _join(path, name), name in tree

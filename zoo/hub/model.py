@@ -87,7 +87,8 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="moe-zoo", tags=["mixt
         device: str | torch.device = "cpu",
         **overrides: Any,
     ) -> M:
-        """This class from a saved folder, or from the Hugging Face hub (``org/name``), in eval mode.
+        """This class from a saved folder, or from the Hugging Face hub (``org/name``), in eval mode. Of the base class
+        itself: the registered model that was saved.
 
         Args:
             overrides: settings of the config to change, like `create_model`'s; they may not change the weights' shapes.
@@ -96,6 +97,8 @@ class Model(nn.Module, PyTorchModelHubMixin, library_name="moe-zoo", tags=["mixt
         if not folder.exists():
             folder = sources.from_hub(str(pretrained_model_name_or_path), revision)
         saved = fmt.read(folder)
+        if cls is Model and saved.name:
+            return instantiate(saved.name, saved, device, nested(overrides))  # type: ignore[return-value]
         tree = zc.resolve(cls.Config, zc.merge(saved.model, nested(overrides)), "model")
         with on_device(device):
             model = cls(zc.to_object(cls.Config, tree))
