@@ -39,7 +39,7 @@ def read(folder: Path, text: str, encoding: str = "utf-8", **settings):
         ({}, "utf-8"),
         ({"sep": ";"}, "utf-8"),  # the header holds a comma, the numbers points
         ({"sep": ";", "decimal": ","}, "utf-8-sig"),
-        ({"sep": ";", "decimal": ","}, "cp1252"),
+        ({"sep": ";", "decimal": ",", "float_format": "%.3f"}, "cp1252"),  # 1,234 is no thousand here
         ({"sep": "\t", "decimal": ","}, "utf-8"),
         ({"sep": "|"}, "utf-8"),
     ],
