@@ -39,7 +39,7 @@ def read(folder: Path, text: str, encoding: str = "utf-8", **settings):
         ({}, "utf-8"),
         ({"sep": ";"}, "utf-8"),  # the header holds a comma, the numbers points
         ({"sep": ";", "decimal": ","}, "utf-8-sig"),
-        ({"sep": ";", "decimal": ",", "float_format": "%.3f"}, "cp1252"),  # 1,234 is no thousand here
+        ({"sep": ";", "decimal": ","}, "cp1252"),
         ({"sep": "\t", "decimal": ","}, "utf-8"),
         ({"sep": "|"}, "utf-8"),
     ],
@@ -49,6 +49,12 @@ def test_separators_decimal_marks_and_encodings(tmp_path, options, encoding):
     panel = read(tmp_path, frame.to_csv(index=False, **options), encoding)
     assert panel.names == [*NAMES[:2], "Preis €"] and panel.frequency.name == "W" and panel.notes == []
     np.testing.assert_allclose(panel.values_N.reshape(3, ROWS), VALUES.T)
+
+
+def test_a_comma_between_semicolons_is_no_mark_of_thousands(tmp_path):
+    frame = weekly().assign(**{name: VALUES[:, 0] / 1000 for name in NAMES})  # 1,234: alone it could be either
+    panel = read(tmp_path, frame.to_csv(index=False, sep=";", decimal=",", float_format="%.3f"))
+    np.testing.assert_allclose(panel.series(0), VALUES[:, 0] / 1000, atol=5.1e-4)
 
 
 @pytest.mark.parametrize("form", ["%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%G-W%V", "%GW%V", "%Y%m%d", "%d %b %Y", "%s"])
