@@ -82,6 +82,11 @@ def _claimed(foreign: Mapping[str, Any] | None, source: str) -> str:
     named = [name for name in registry.entries("model") if name.partition("/")[2] == Path(source).stem.lower()]
     if not claims and len(named) == 1:
         return named[0]
+    if not claims and foreign and (kind := foreign.get("model_type")):
+        raise ZooError(
+            f"'{source}' is of type '{kind}', and no installed model reads that layout; name one with --model, or keep "
+            'its class in transformers, with experts_implementation="zoo"'
+        )
     if len(claims) != 1:
         which = f"one of {', '.join(claims)}" if claims else "see `zoo list`"
         raise ZooError(f"cannot tell which model '{source}' holds; name it with --model ({which})")
