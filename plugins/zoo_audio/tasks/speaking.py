@@ -199,9 +199,8 @@ class Speaking(Task):
             raise ZooError(f"continue={before} is music and text= speech; give a sound file, or leave text= out")
         if music_wanted and inputs["speaker"] is not None:
             raise ZooError("speaker= is for speech, and without text= music is made; give text=, or leave speaker= out")
-        seed = inputs["seed"]
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-            raise ZooError(f"seed={seed!r} must be a whole number of at least 0")
+        if not 0 <= inputs["seed"] < 2**63:
+            raise ZooError(f"seed={inputs['seed']} must be at least 0 and below 2**63")
         kind = "music" if music_wanted else "speech"
         c = self.config
         own = {"temperature": 1.0, "top_p": 0.95} if music_wanted else {"temperature": c.temperature, "top_p": c.top_p}
