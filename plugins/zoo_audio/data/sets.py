@@ -19,6 +19,7 @@ from torch import Tensor
 from zoo import config as zc
 from zoo import hub
 from zoo.download import fetch
+from zoo.report import console
 from zoo.resources import cache_dir
 from zoo.spec import DataFile, ZooError
 from zoo.threads import one_thread
@@ -276,7 +277,8 @@ def coded(clips_at: Any, codec_name: str, level: float) -> tuple[Pieces, dict[st
     if path.is_file():
         found = load_file(path)
     else:
-        with one_thread():
+        doing = f"{len(names):,} recordings become codes of {codec_name}; they are kept in the cache"
+        with one_thread(), console(stderr=True).status(doing):
             found = {f"{s}.{i}": codec.encode(levelled(clips[s][i].wave_N, level)).to(torch.int16) for s, i in names}
         path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_suffix(".new")
