@@ -206,6 +206,11 @@ class Dancing(Task):
         spans = genres_over_time(inputs["genre"], names, notes)
         genre_t = torch.zeros(tokens, dtype=torch.long)
         for start, name in spans:
+            if start * FPS >= frames:
+                raise ZooError(
+                    f"genre={inputs['genre']}: {name} is to start at {start:g} s, and the music lasts "
+                    f"{frames / FPS:.3g} s; leave it out"
+                )
             genre_t[round(start * FPS / stride) :] = names.index(name)
         padded = torch.cat([heard_TF, heard_TF[-1:].expand(tokens * stride - frames, -1)])
         music = model.music_of_tokens(_scale(preprocessing, "music").do(padded)[None].to(device))
@@ -233,8 +238,10 @@ class Dancing(Task):
 
     def _content(self, model: Any, preprocessing: Mapping[str, Any], asked: Any) -> Tensor | None:
         known = preprocessing.get("contents") or []
-        if asked is None or not model.config.contents:
+        if asked is None:
             return None
+        if not model.config.contents:
+            raise ZooError(f"content={asked}: this model knows no contents; leave it out")
         if str(asked) not in known:
             raise ZooError(f"no content '{asked}'; {registry.suggest(str(asked), known)}: {', '.join(known[:20])}")
         return torch.tensor([known.index(str(asked))], device=model.device)
@@ -242,6 +249,8 @@ class Dancing(Task):
     def _start(self, model: Any, preprocessing: Mapping[str, Any], path: Any) -> tuple[Tensor, ...] | None:
         """The first token of a motion file, or of somebody who stands."""
         if model.start_SD is not None:
+            if path is not None:
+                raise ZooError(f"start={path}: this model has a start token of its own; leave it out")
             return None
         if path is None:
             still = torch.eye(3, dtype=torch.float64).expand(4 * model.codec.stride, len(BODY.names), 3, 3)
