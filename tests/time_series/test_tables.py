@@ -55,6 +55,10 @@ def test_a_comma_between_semicolons_is_no_mark_of_thousands(tmp_path):
     frame = weekly().assign(**{name: VALUES[:, 0] / 1000 for name in NAMES})  # 1,234: alone it could be either
     panel = read(tmp_path, frame.to_csv(index=False, sep=";", decimal=",", float_format="%.3f"))
     np.testing.assert_allclose(panel.series(0), VALUES[:, 0] / 1000, atol=5.1e-4)
+    head, _, rows = frame.to_csv(index=False, sep=";", decimal=",", float_format="%.3f").partition("\n")
+    panel = read(tmp_path, f"{head}\n;kEUR;m³;\n{rows}")  # a line of units, which makes texts of the numbers
+    np.testing.assert_allclose(panel.series(1), VALUES[:, 0] / 1000, atol=5.1e-4)
+    assert panel.frequency.name == "W" and any("unreadable time" in note for note in panel.notes)
 
 
 @pytest.mark.parametrize("form", ["%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%G-W%V", "%GW%V", "%Y%m%d", "%d %b %Y", "%s"])

@@ -68,7 +68,16 @@ def _read_csv(file: Path, head: bytes) -> pd.DataFrame:
         except UnicodeDecodeError:
             if encoding == "latin-1":  # which knows every byte
                 raise
+    if options["decimal"] == ",":  # pandas leaves a column as it is in which a single cell is no number
+        for name in frame.columns[[pd.api.types.is_string_dtype(kind) for kind in frame.dtypes]]:
+            frame[name] = _with_point(frame[name])
     return frame
+
+
+def _with_point(column: pd.Series) -> pd.Series:
+    """Texts with every number such as ``1.234,5`` written ``1234.5``."""
+    number = column.str.fullmatch(r"\s*[+-]?[\d.]*\d,\d+\s*").fillna(False).astype(bool)
+    return column.mask(number, column.str.replace(".", "").str.replace(",", "."))
 
 
 def _cells(head: bytes) -> tuple[str, list[list[str]]]:
