@@ -229,6 +229,18 @@ def test_weights_are_the_least_bad_where_they_are_worst() -> None:
     assert least_worst(same[:, None], 1e-3)[0, 0] > 0.95
 
 
+def test_the_penalty_is_the_least_bad_where_it_is_worst(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validation alone would take the first, the mean over the parts the second."""
+    ridge, view = torch.tensor([[2.0, 1.0, 3.0], [9.0, 2.0, 9.0]]), torch.tensor([[0.5, 0.6, 0.8], [3.0, 1.9, 1.8]])
+
+    def errors(self: LinearMoE, *_: Any, prior: bool = True) -> torch.Tensor:
+        return view if prior else ridge
+
+    monkeypatch.setattr(LinearMoE, "_errors", errors)
+    _, found = fitted(data(by_hour=0.0, rows=600), views=VIEWS[:1], penalties=[1.0, 2.0, 3.0], season=9, folds=1)
+    assert found["penalties"] == [[None, 3.0]]
+
+
 def test_it_learns_where_the_cell_decides() -> None:
     """Two halves of the day want two experts: one that repeats the last value, one that forecasts the mean."""
     rng = np.random.default_rng(0)

@@ -135,6 +135,12 @@ def test_time_mixer_reads_the_calendar_of_the_points_it_is_given() -> None:
         torch.testing.assert_close(longer, torch.cat([own, again[:, :2]], 1))
         short = model.forecast(x[:, -9:], valid[:, -9:], 4, covariates_BTC=known[:, 7:])
         assert short.shape == (2, 4) and bool(short.isfinite().all())
+        model.predict[0].weight.zero_()  # the coarse scale alone, which has every second point's
+        model.mixing = torch.nn.ModuleList()
+        for point, seen in ((13, False), (14, True)):
+            other = known.clone()
+            other[:, point] += 1
+            assert torch.allclose(model(x, other), model(x, known)) is not seen
     with pytest.raises(ZooError, match=r"takes covariates=2 channels, the data give 0; set model.covariates"):
         model(x)
 
