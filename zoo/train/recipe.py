@@ -29,6 +29,8 @@ class Optim:
 
     def __post_init__(self) -> None:
         zc.at_least(0, self, "lr", "weight_decay", "warmup", "final", "clip")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ZooError(f"betas={list(self.betas)} must be at least 0 and below 1")
 
 
 @dataclass
