@@ -45,7 +45,8 @@ INLINE void dots(const int m, const int type, int rows, int64_t n, int64_t depth
             UNROLL for (int i = 0; i < m; i++) xv[i] = load(x[i] + k);
             UNROLL for (int q = 0; q < wide; q++) {
                 vec wv = load_as(type, w[q], k);
-                __builtin_prefetch(w[q] + bytes_of(type, k + wide * b->ld)); // the same place in the next rows
+                // the same place in the next rows, a line at a time and into the second cache: the first has too few misses open
+                if (bytes_of(type, k) % 64 == 0) __builtin_prefetch(w[q] + bytes_of(type, k + wide * b->ld), 0, 2);
                 UNROLL for (int i = 0; i < m; i++) acc[i * wide + q] += xv[i] * wv;
             }
         }
