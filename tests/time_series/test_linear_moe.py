@@ -156,6 +156,11 @@ def test_errors_from_moments_are_those_of_forecasts() -> None:
     assert plain.fit(source.split("train"), source.split("val"))["val_mse"] == pytest.approx(float(ridge[0]), rel=1e-4)
 
 
+def test_views_left_out_are_those_that_the_context_has() -> None:
+    spans = {context: [view.span for view in small(context=context, views=[]).views] for context in (8, 200, 512, 600)}
+    assert spans == {8: [8], 200: [168, 200], 512: [168, 336, 512], 600: [168, 336, 512]}
+
+
 def test_a_stretch_is_forecast_by_what_came_before() -> None:
     """By hand for the view that changes nothing and has no prior."""
     source, model = data(by_hour=0.0, rows=600), small(views=VIEWS[2:], season=9)

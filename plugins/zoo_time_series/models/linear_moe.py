@@ -113,6 +113,7 @@ class CellRouter(nn.Module):
 class LinearMoE(Forecaster):
     """Args (config):
     views: ``{span, shift}`` of each expert; shift is ``mean``, ``last`` or ``none``. The longest span is the context.
+        Left out: 168, 336 and 512 points less their last value, those that the context has.
     season: points whose phases share an expert's prior; a span shorter than that has the prior 0.
     season_penalties, penalties: of the prior and of the way from it, to choose from, in units of the mean variance of
         an input.
@@ -124,7 +125,7 @@ class LinearMoE(Forecaster):
     class Config:
         context: int = 512
         horizon: int = 96
-        views: list[Any] = field(default_factory=lambda: [{"span": span, "shift": "last"} for span in (168, 336, 512)])
+        views: list[Any] = field(default_factory=list)
         router: Cells = field(default_factory=Cells)
         season: int = 24
         season_penalties: list[float] = field(default_factory=lambda: [0.03, 0.1, 0.3, 1.0])
@@ -136,13 +137,16 @@ class LinearMoE(Forecaster):
         def __post_init__(self) -> None:
             zc.at_least(1, self, "context", "horizon", "season")
             zc.at_least(0, self, "folds", "pull", "covariates")
+            if not self.views:
+                spans = sorted({min(span, self.context) for span in (168, 336, 512)})
+                self.views = [{"span": span, "shift": "last"} for span in spans]
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         c = config
         self.views = [_view(each, c.context) for each in c.views]
-        if not self.views or not c.penalties or not c.season_penalties:
-            raise ZooError("a mixture of linear experts needs views and penalties; give at least one of each")
+        if not c.penalties or not c.season_penalties:
+            raise ZooError("a mixture of linear experts needs penalties of both kinds; give at least one of each")
         if c.router.by in CALENDAR and c.covariates < len(CALENDAR):
             raise ZooError(f"a router by date needs the calendar, covariates=4 at least, not {c.covariates}")
         if c.router.by == "shape" and c.router.span > c.context:
