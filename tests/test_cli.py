@@ -68,6 +68,7 @@ NAMES = {
     ("train", TINY, "train.steps=0"): "steps=0 must be at least 1",
     ("train", TINY, "optim.lr=-1"): "lr=-1.0 must be at least 0",
     ("train", TINY, "optim.betas=[0.9,1]"): "betas=[0.9, 1.0] must be at least 0 and below 1",
+    ("train", TINY, "model.stack.init_std=nan"): "init_std=nan must be at least 0",
     ("train", TINY, "optim.lr=nan"): "lr=nan must be at least 0",
     ("train", TINY, "seed=-1"): "seed=-1 must lie between 0 and 4294967295",
     ("train", TINY, f"seed={2**32}"): "seed=4294967296 must lie between 0 and",

@@ -60,7 +60,7 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         zc.at_least(1, self, "hidden_size", "pool")
-        zc.at_least(0, self, "num_layers")
+        zc.at_least(0, self, "num_layers", "init_std", "norm_eps")
 
     def layer_parts(self, index: int) -> dict[str, Any]:
         """The part nodes of a layer. Raises `ZooError` for an item of ``first`` or ``pattern`` that is malformed."""
