@@ -431,6 +431,7 @@ def test_a_broken_claim_hides_no_other(monkeypatch, capsys, tmp_path):
         (("language/bipp",), "no claim 'language/bipp'; did you mean language/bip"),
         (("language/bip", "train.steps=3"), "'train' is no setting of zoo reproduce"),
         (("language/bip", "seeds=0"), "seeds=0 must be at least 1"),
+        (("language/bip", "--smoke", "seeds=0"), "seeds=0 must be at least 1"),
         (("none.yaml",), "does not exist"),
     ],
 )

@@ -41,7 +41,8 @@ def reproduce_command(
     file = claims.find(name)
     claim = claims.read(file)
     tree = zc.from_dotlist(overrides or [])
-    seeds = 1 if smoke else pop_count(tree, "seeds", claim.seeds)
+    seeds = pop_count(tree, "seeds", claim.seeds)
+    seeds = 1 if smoke else seeds
     device = str(tree.pop("device", "cpu"))
     if tree:
         raise ZooError(f"'{min(tree)}' is no setting of zoo reproduce, which knows seeds and device; edit {file.path}")
