@@ -405,6 +405,9 @@ def test_smoke_and_card(tmp_path, monkeypatch, capsys):
     assert result.read(file) == document
     written(tmp_path, limit=4)
     assert result.read(file) is None, "the claim has changed since"
+    file.results.write_text("{")
+    with pytest.raises(ZooError, match="tiny.json' cannot be read: .*; reproduce the claim again"):
+        result.read(file)
 
 
 def test_all_claims_are_listed(monkeypatch, capsys):

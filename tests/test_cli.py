@@ -91,6 +91,7 @@ NAMES = {
     ("eval", f"{TINY}.etth1", "limit=abc"): "limit='abc' must be at least 1",
     ("eval", f"{TINY}.etth1", "batch_size=0"): "batch_size=0 must be at least 1",
     ("eval", f"{TINY}.etth1", "split=tst"): "split='tst' is no split of the data; choose one of train, val, test",
+    ("train", TINY, "data=language/bytes"): "data Bytes hold no series to forecast; choose others: zoo list",
     ("trace", "nope/x"): "unknown model 'nope/x'; known: ",
     ("trace", f"{TINY}.etth1", "split=tst"): "split='tst' is no split of the data; choose one of train, val, test",
     ("eval", f"{TINY}.etth1", "limit=4", "--update-card"): "a card tells of whole splits; leave out limit=4, or --upd",
@@ -239,6 +240,8 @@ def test_a_resumed_run_keeps_its_settings(zoo: Callable[..., Any], tmp_path: Pat
     assert "'optim.lr=3' cannot change in a resumed run" in told(zoo("train", TINY, "optim.lr=3", "resume=last"))
     assert "optim.lr=3' cannot change" in told(zoo("train", TINY, *SMALL, "optim.lr=3", "resume=last"))
     assert zoo("train", TINY, *SMALL, "--fast-dev-run", "resume=last").code == 0, "the same line again"
+    other = told(zoo("train", "time_series/seg_moe_etth1", f"resume=runs/{TINY}"))
+    assert other == f"'runs/{TINY}' is a run of {TINY}, not of time_series/seg_moe; name a recipe of the former"
     (tmp_path / "runs/time_series/time_moe_tiny/config.yaml").write_text("model: [")
     assert "cannot be read as YAML" in told(zoo("train", TINY, "resume=last"))
 

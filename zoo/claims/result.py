@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.claims.claim import Claim, File, samples, tokens
 from zoo.claims.verdict import compare, overall, spread
 from zoo.report import number
+from zoo.spec import ZooError
 
 if TYPE_CHECKING:
     from zoo.claims.runs import Values
@@ -66,8 +67,11 @@ def read(file: File) -> Result | None:
     """The committed result of a claim; None when it was not run, or when the claim has changed since."""
     if not file.results.is_file():
         return None
-    found: Result = json.loads(file.results.read_text())
-    return found if found["digest"] == file.digest() else None
+    try:
+        found: Result = json.loads(file.results.read_text())
+        return found if found["digest"] == file.digest() else None
+    except (ValueError, KeyError) as error:
+        raise ZooError(f"the results '{file.results}' cannot be read: {error}; reproduce the claim again") from error
 
 
 def state(found: Result | None) -> str:

@@ -29,11 +29,16 @@ def train_command(
         typer.echo(OmegaConf.to_yaml(OmegaConf.create(tree)), nl=False)
         return
     from zoo.cli.summary import after_training
+    from zoo.spec import ZooError
     from zoo.train.run import rank, resume_tree, run_folder, train
 
     folder = run_folder(tree["out"], run_name(recipe), tree["resume"])
     if tree["resume"]:
-        tree = resume_tree(folder, overrides or [])
+        asked, tree = tree["model"]["name"], resume_tree(folder, overrides or [])
+        if tree["model"]["name"] != asked:
+            raise ZooError(
+                f"'{folder}' is a run of {tree['model']['name']}, not of {asked}; name a recipe of the former"
+            )
     train(tree, folder, fast_dev_run=fast_dev_run)
     if rank() == 0:
         after_training(folder)

@@ -59,7 +59,9 @@ class Forecasting(Task):
         self.monitor = config.monitor
 
     def match(self, model: Any, data: Any, trained: Mapping[str, Any]) -> None:
-        """Refuse data without the covariates that the model takes."""
+        """Refuse data that are no series, or without the covariates that the model takes."""
+        if "horizon" not in data.preprocessing:
+            raise ZooError(f"data {type(data).__name__} hold no series to forecast; choose others: zoo list")
         wanted = getattr(model, "covariates", 0)
         found = Covariates(**data.preprocessing.get("covariates", {})).channels
         if wanted and found != wanted:
