@@ -406,7 +406,7 @@ def test_smoke_and_card(tmp_path, monkeypatch, capsys):
     written(tmp_path, limit=4)
     assert result.read(file) is None, "the claim has changed since"
     file.results.write_text("{")
-    with pytest.raises(ZooError, match="tiny.json' cannot be read: Expecting"):
+    with pytest.raises(ZooError, match=r"tiny\.json' cannot be read: Expecting"):
         result.read(file)
 
 
