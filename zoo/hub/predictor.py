@@ -61,7 +61,7 @@ class Predictor:
         for key, value in inputs.items():
             default = self.inputs[key].default
             if type(default) is int and not isinstance(value, numbers.Integral):
-                raise ZooError(f"{key}={value!r} is not a int, a whole number such as {default}")
+                raise ZooError(f"{key}={value!r} must be a whole number, such as {default}")
             if type(default) is float and not isinstance(value, numbers.Real):
                 raise ZooError(f"{key}={value!r} must be a number, such as {default}")
         return {name: inputs.get(name, i.default) for name, i in self.inputs.items()}
