@@ -161,7 +161,7 @@ def test_bad_images_are_told(untrained: Path, tmp_path: Path, name: str) -> None
     [
         ({"prompt": " "}, "prompt is empty"),
         ({"prompt": "what?", "image": 3}, "is neither a path nor an"),
-        ({"prompt": "what?", "max_tokens": "many"}, "max_tokens='many' is not a int"),
+        ({"prompt": "what?", "max_tokens": "many"}, "max_tokens='many' must be a whole number"),
         ({"prompt": "what?", "max_tokens": 0}, "max_tokens=0 at least 1"),
         ({"prompt": "<image> or <image>?"}, "says <image> 2 times and there are 1 images"),
         ({"prompt": "what " * 600}, "the prompt has .* tokens and the model takes"),
