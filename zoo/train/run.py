@@ -259,7 +259,11 @@ def resume_tree(folder: Path, overrides: Sequence[str]) -> zc.Tree:
     if before.get("stages"):  # they say how long
         allowed = allowed[1:]
     others = [item for item in overrides if not item.startswith(allowed)]
-    if others and resolve_recipe(zc.merge(before, zc.from_dotlist(others)), str(folder)) != zc.resolve(Recipe, before):
+    try:
+        asked = resolve_recipe(zc.merge(before, zc.from_dotlist(others)), str(folder)) if others else None
+    except ZooError:
+        asked = {}  # what cannot be at all is not what the run has
+    if asked is not None and asked != zc.resolve(Recipe, before):
         raise ZooError(
             f"'{' '.join(others)}' cannot change in a resumed run, which would not be the same run; leave it out, "
             "or start anew"
