@@ -114,7 +114,7 @@ class TimeMixer(Forecaster):
             level.append(scale)
             embedded_BTD = self.embed(normed_BT[:, None]).mT
             if self.embed_covariates is not None and covariates_BTC is not None:
-                own_BTC = covariates_BTC[:, : len(x_BL[0]) : self.config.pool**m][:, :length]
+                own_BTC = covariates_BTC[:, : x_BL.shape[1] : self.config.pool**m][:, :length]
                 embedded_BTD = embedded_BTD + self.embed_covariates(own_BTC)
             scales.append(self.dropout(embedded_BTD))
         for mix in self.mixing:
